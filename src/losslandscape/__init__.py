@@ -1,0 +1,25 @@
+"""Certified curvature of neural-network losses.
+
+The names below are the public interface; everything else may change.
+"""
+
+from losslandscape.eigen import EigenResult, lambda_max, lanczos, power_iteration
+from losslandscape.lab.data import DataError, Dataset, load_dataset
+from losslandscape.lab.training import RECIPES, Recipe, RecipeError, Run, train
+from losslandscape.operators import HessianOperator
+
+__all__ = [
+    "RECIPES",
+    "DataError",
+    "Dataset",
+    "EigenResult",
+    "HessianOperator",
+    "Recipe",
+    "RecipeError",
+    "Run",
+    "lambda_max",
+    "lanczos",
+    "load_dataset",
+    "power_iteration",
+    "train",
+]

@@ -1,0 +1,253 @@
+"""Where finished runs are kept: one JSON file per run, readable without running any code.
+
+A record says what was run (recipe, settings, seed, data checksum), with which code (fingerprint),
+where and when, and what came out.
+It is written in one step, and a checksum over its content tells a whole file from a damaged one.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from losslandscape.lab.source import normalised_source
+
+SCHEMA = 1
+_CONSTANTS = (bool, int, float, str, tuple, list, dict, frozenset)
+
+
+class RecordError(RuntimeError):
+    """A record is missing, damaged or not a record; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished run.
+
+    Attributes:
+        study, configuration, seed: Which run.
+        fingerprint: Hash of recipe, settings and the code that shapes the numbers.
+        recipe, settings: The values themselves.
+        dataset: Name and checksum of the data.
+        environment: Versions, device, threads, commit.
+        timing: When it finished (UTC), wall and CPU seconds.
+        results: The measurements.
+    """
+
+    study: str
+    configuration: str
+    seed: int
+    fingerprint: str
+    recipe: dict[str, Any]
+    settings: dict[str, Any]
+    dataset: dict[str, Any]
+    environment: dict[str, Any]
+    timing: dict[str, Any]
+    results: dict[str, Any]
+
+    @property
+    def filename(self) -> str:
+        """Name of the record's file inside its study's folder."""
+        return f"{self.configuration}-seed{self.seed}.json"
+
+
+def save(record: Record, folder: Path) -> Path:
+    """Write ``record`` into ``folder`` so that a reader sees the whole file or none.
+
+    Raises:
+        RecordError: A number in it is NaN or infinite.
+    """
+    body = {"schema": SCHEMA, **asdict(record)}
+    try:
+        text = json.dumps({**body, "sha256": _checksum(body)}, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise RecordError(f"{record.filename}: a result is not finite, nothing written") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / record.filename
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=path.stem, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def load(path: str | os.PathLike[str]) -> Record:
+    """Read one record.
+
+    Raises:
+        RecordError: The file is missing, truncated, altered, or holds something else.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError as error:
+        raise RecordError(f"{path}: no such record") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecordError(
+            f"{path}: not a whole record, delete it and run the study again"
+        ) from error
+    if not isinstance(content, dict):
+        raise RecordError(f"{path}: not a record (no JSON object)")
+    stored = content.pop("sha256", None)
+    if stored != _checksum(content):
+        raise RecordError(f"{path}: content and checksum disagree, run the study again")
+    if content.pop("schema", None) != SCHEMA:
+        raise RecordError(f"{path}: written in another format, run the study again")
+    try:
+        return Record(**content)
+    except TypeError as error:
+        raise RecordError(f"{path}: fields are missing or unknown ({error})") from error
+
+
+def load_study(name: str, root: Path | None = None) -> list[Record]:
+    """All records of a study, sorted by configuration and seed.
+
+    Raises:
+        RecordError: One of them is damaged, or its file name does not match its content.
+    """
+    folder = (root or records_root()) / name
+    found = []
+    for path in folder.glob("*.json"):
+        record = load(path)
+        if record.filename != path.name or record.study != name:
+            raise RecordError(f"{path}: holds {record.study}/{record.filename}")
+        found.append(record)
+    return sorted(found, key=lambda record: (record.configuration, record.seed))
+
+
+def records_root() -> Path:
+    """The committed records: ``book/records`` in this folder or one above it.
+
+    Raises:
+        RecordError: There is none.
+    """
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "book" / "records").is_dir():
+            return folder / "book" / "records"
+    raise RecordError(f"no book/records in {here} or above: run inside a clone of the report")
+
+
+def fingerprint(content: dict[str, Any], function: Callable[..., Any]) -> str:
+    """Hash of plain values and of the code of ``function``, as far as it lies in the lab.
+
+    Instruments (operators, eigenvalues) are left out on purpose: what they return carries its own
+    certificate, so a faster routine does not age a record.
+    """
+    digest = hashlib.sha256(_canonical(content))
+    for name, code in sorted(shaping_code(function).items()):
+        digest.update(f"\n# {name}\n{code}".encode())
+    return digest.hexdigest()
+
+
+def shaping_code(
+    function: Callable[..., Any], package: str = "losslandscape.lab"
+) -> dict[str, str]:
+    """Normalised source of ``function`` and of all it names in ``package``, transitively."""
+    found: dict[str, str] = {}
+    queue: list[Any] = [function]
+    while queue:
+        item = queue.pop()
+        key = f"{item.__module__}.{item.__qualname__}"
+        if key in found:
+            continue
+        source = textwrap.dedent(inspect.getsource(item))
+        found[key] = normalised_source(source)
+        namespace = vars(sys.modules[item.__module__])
+        for name in _names(source):
+            target = namespace.get(name)
+            if str(getattr(target, "__module__", "")).startswith(package):
+                if inspect.isfunction(target) or inspect.isclass(target):
+                    queue.append(target)
+            elif isinstance(target, _CONSTANTS):
+                found[f"{item.__module__}.{name}"] = repr(target)
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit, as far as they can move a number."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _names(source: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Name):
+            yield node.id
+
+
+def _canonical(content: Any) -> bytes:
+    return json.dumps(content, sort_keys=True, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_canonical(content)).hexdigest()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _commit() -> str:
+    """The commit of the checkout that holds this file, marked ``+`` when code differs from it."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."],
+            cwd=here.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+" if changed else "")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
