@@ -25,7 +25,7 @@ from losslandscape.lab import records
 from losslandscape.lab.data import Dataset, load_dataset
 from losslandscape.lab.models import cnn
 from losslandscape.lab.records import Record
-from losslandscape.lab.training import RECIPES, Recipe, Run, train
+from losslandscape.lab.training import RECIPES, Recipe, Run, fit
 from losslandscape.operators import HessianOperator
 
 
@@ -182,7 +182,7 @@ def follow(
         top = lanczos(HessianOperator(network, cross_entropy, subset), tol=settings.path_tol)
         path.append({"epoch": epoch, **_summary(top, len(subset[1]))})
 
-    run = train(recipe, dataset, seed=seed, model=model, progress=False, on_epoch=watch)
+    run = fit(model, recipe, dataset, seed=seed, progress=False, on_epoch=watch)
     return run, path
 
 

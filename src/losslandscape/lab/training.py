@@ -131,9 +131,22 @@ def train(
     """
     if isinstance(recipe, str):
         recipe = recipe_for(recipe, dataset)
-    wall, cpu = time.perf_counter(), time.process_time()
     if model is None:
         model = cnn(dataset, seed=seed, dtype=dataset.x_train.dtype)
+    return fit(model, recipe, dataset, seed=seed, progress=progress, on_epoch=on_epoch)
+
+
+def fit(
+    model: nn.Module,
+    recipe: Recipe,
+    dataset: Dataset,
+    *,
+    seed: int,
+    progress: bool,
+    on_epoch: Callable[[int, nn.Module], None] | None,
+) -> Run:
+    """The loop of :func:`train`, for a given model and recipe."""
+    wall, cpu = time.perf_counter(), time.process_time()
     optimizer = _optimizer(recipe, model)
     order = torch.Generator().manual_seed(seed)
     history: list[dict[str, float]] = []
