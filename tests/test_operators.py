@@ -1,5 +1,7 @@
 """The Hessian operator against closed forms, dense Hessians and its contract."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -79,7 +81,7 @@ def test_agrees_with_the_dense_hessian(activation):
 def test_any_cut_into_batches_and_chunks_is_the_same_matrix(cuts, chunk):
     x, y = classification()
     edges = [0, *sorted(cuts), len(x)]
-    batches = [(x[a:b], y[a:b]) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    batches = [(x[a:b], y[a:b]) for a, b in pairwise(edges)]
     model = network()
     whole = HessianOperator(model, cross_entropy, (x, y))
     v = random_vector(whole.shape[0])

@@ -17,7 +17,7 @@ PLAIN = "def f(x):\n    return x + 1\n"
         '"""Module."""\n' + PLAIN,
         "# licence\n\n\n" + PLAIN,
         'def f(x):\n    """Doc."""\n    return x + 1  # why\n',
-        'def f(x):\n    """Doc\n\n    of three lines: é ü.   \n    """\n\n    return x + 1   \n\n\n',
+        'def f(x):\n    """Doc\n\n    in lines: é ü.   \n    """\n\n    return x + 1   \n\n\n',
         "\ufeffdef f(x):\r\n    return x + 1\r\n",
         "def f(x):\n    r'''Doc.'''  # comment after it\n    return x + 1",
         'def f(x):\n    "Two" " parts"\n    return x + 1\n',

@@ -131,7 +131,9 @@ def test_the_callback_sees_epoch_zero_and_eval_mode(small):
 def test_a_given_model_is_trained_in_place(small):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     before = model[1].weight.detach().clone()
-    run = train(Recipe("short", "sgd", lr=0.1, epochs=1), small, seed=0, model=model, progress=False)
+    run = train(
+        Recipe("short", "sgd", lr=0.1, epochs=1), small, seed=0, model=model, progress=False
+    )
     assert run.model is model
     assert not torch.equal(model[1].weight, before)
 

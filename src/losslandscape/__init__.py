@@ -3,10 +3,14 @@
 The names below are the public interface; everything else may change.
 """
 
+from importlib.metadata import version
+
 from losslandscape.eigen import EigenResult, lambda_max, lanczos, power_iteration
 from losslandscape.lab.data import DataError, Dataset, load_dataset
 from losslandscape.lab.training import RECIPES, Recipe, RecipeError, Run, train
 from losslandscape.operators import HessianOperator
+
+__version__ = version("losslandscape")
 
 __all__ = [
     "RECIPES",

@@ -103,10 +103,9 @@ def diff_study(
         click.echo(f"{record.configuration} seed {record.seed}")
         for row in studies.diff(item, record, epochs=epochs):
             outside += not row.agrees
-            click.echo(
-                f"  {'ok ' if row.agrees else 'OUT'} {row.quantity:28s} recorded {row.recorded:<12.6g}"
-                f" fresh {row.fresh:<12.6g} tolerance {row.tolerance:.0%}"
-            )
+            mark = "ok " if row.agrees else "OUT"
+            numbers = f"recorded {row.recorded:<12.6g} fresh {row.fresh:<12.6g}"
+            click.echo(f"  {mark} {row.quantity:28s} {numbers} tolerance {row.tolerance:.0%}")
     if outside:
         click.echo(f"{outside} numbers lie outside their tolerance", err=True)
         sys.exit(1)

@@ -25,7 +25,8 @@ class SymmetricMatrix(Protocol):
     """Anything with a shape and ``@``: an operator of this package or a plain symmetric tensor."""
 
     @property
-    def shape(self) -> Any: ...
+    def shape(self) -> Any:
+        """``(D, D)``."""
 
     def __matmul__(self, other: Tensor, /) -> Tensor: ...
 
@@ -268,7 +269,8 @@ def _orthogonalise(vector: Tensor, basis: Tensor) -> Tensor:
 
 def _gaussian(size: int, like: Tensor, generator: torch.Generator) -> Tensor:
     # Drawn on the CPU, so that a seed means the same vector on every device.
-    return torch.randn(size, generator=generator, dtype=torch.float64).to(like)
+    draw: Tensor = torch.randn(size, generator=generator, dtype=torch.float64).to(like)
+    return draw
 
 
 def _start_vector(op: SymmetricMatrix, v0: Tensor | None, seed: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Curvature matrices of a network's mean loss, as linear operators.
 
 A network with ``D`` parameters has a ``D x D`` Hessian, far too large to store.
-Everything in this package needs it only through products ``H @ v``, and one product costs a few gradients
-(Pearlmutter, *Fast Exact Multiplication by the Hessian*, Neural Computation 6, 1994).
+Everything in this package needs it only through products ``H @ v``, and one product costs a few
+gradients (Pearlmutter, *Fast Exact Multiplication by the Hessian*, Neural Computation 6, 1994).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class CurvatureOperator:
         return torch.stack(results, dim=1) if results else vectors.clone()
 
     def to_scipy(self) -> ScipyOperator:
-        """The same matrix as a :class:`scipy.sparse.linalg.LinearOperator` (numpy in, numpy out)."""
+        """The same matrix for SciPy: a ``scipy.sparse.linalg.LinearOperator`` on numpy arrays."""
         from scipy.sparse.linalg import LinearOperator
 
         def product(array: Any) -> Any:
@@ -130,7 +130,7 @@ class HessianOperator(CurvatureOperator):
             examples, an active dropout layer, batch normalisation in ``train`` mode.
 
     Example:
-        Least squares, :math:`L(w) = \frac1n \lVert Xw - y\rVert^2`, has :math:`H = \frac2n X^\top X`.
+        Least squares, :math:`L = \frac1n \lVert Xw - y\rVert^2`, has :math:`H = \frac2n X^\top X`.
 
         >>> import torch
         >>> X = torch.tensor([[1., 0.], [1., 2.]])
@@ -276,13 +276,11 @@ def _select_parameters(
 
 
 def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
-    if (
-        isinstance(data, (tuple, list))
-        and len(data) == 2
-        and all(isinstance(part, Tensor) for part in data)
-    ):
-        yield (data[0], data[1])
-        return
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        inputs, targets = data
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+            yield inputs, targets
+            return
     if isinstance(data, Tensor):
         raise ValueError("data must be a pair (X, y) or an iterable of such pairs, got one tensor")
     for item in data:

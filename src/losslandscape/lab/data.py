@@ -1,4 +1,4 @@
-"""The two data sets of the report: handwritten digits (embedded) and MNIST (through torchvision)."""
+"""The two data sets of the report: digits (embedded) and MNIST (through torchvision)."""
 
 from __future__ import annotations
 
@@ -176,8 +176,8 @@ def _download(datasets: Any, root: Path) -> None:
         datasets.MNIST(str(root), download=True)
     except Exception as error:  # torchvision lets urllib, OS and its own errors through
         raise DataError(
-            f"MNIST is not in {root} and could not be downloaded: put its four idx files into "
-            f"{root / 'MNIST' / 'raw'}, or set LOSSLANDSCAPE_DATA to the folder that holds MNIST/raw"
+            f"MNIST is not in {root} and could not be downloaded: set LOSSLANDSCAPE_DATA to a "
+            "folder with MNIST's four idx files in MNIST/raw, or connect once"
         ) from error
     _verify(root / "MNIST" / "raw")
 

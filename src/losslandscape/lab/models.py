@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -67,7 +68,7 @@ def mlp(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = [nn.Flatten()]
-        for inputs, outputs in zip(sizes[:-2], sizes[1:-1], strict=True):
+        for inputs, outputs in pairwise(sizes[:-1]):
             layers += [nn.Linear(inputs, outputs), activation()]
         layers.append(nn.Linear(sizes[-2], sizes[-1]))
     return nn.Sequential(*layers).to(dtype)

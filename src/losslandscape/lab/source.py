@@ -65,7 +65,8 @@ def _docstrings(text: str, lines: list[str]) -> list[tuple[int, int, int, int]]:
         if ast.get_docstring(node, clean=False) is None:
             continue
         doc = node.body[0]
-        assert doc.end_lineno is not None and doc.end_col_offset is not None
+        assert doc.end_lineno is not None
+        assert doc.end_col_offset is not None
         first, last = doc.lineno - 1, doc.end_lineno - 1
         spans.append(
             (

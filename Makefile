@@ -1,0 +1,40 @@
+# Two commands: `make book` and `make test`. Each target is one visible command.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.losslandscape-installed
+
+# One thread for each process: on a small machine more threads are slower, and sums keep their order.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book notebooks test lint clean
+
+help:  ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@echo
+	@echo "make book DATASET=mnist SEEDS=3   the same book with other parameters, in _build/ only"
+
+setup: $(INSTALLED)  ## Create .venv with the pinned packages (PYTHON=python3.12 picks the interpreter)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "make: $(PYTHON) is not Python 3.11 or newer; name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[book,dev]"
+	@touch $@
+
+book: $(INSTALLED)  ## Execute what changed, build the HTML book, print the page to open
+	$(BIN)/doit book $(if $(DATASET),dataset=$(DATASET)) $(if $(SEEDS),seeds=$(SEEDS))
+
+notebooks: $(INSTALLED)  ## Execute stale chapters again and store their notebooks (FORCE=1: all)
+	$(BIN)/doit notebooks $(if $(FORCE),force=$(FORCE))
+
+test: $(INSTALLED)  ## Run the tests, the notebooks against their stored outputs, the built pages
+	$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+
+lint: $(INSTALLED)  ## Style, types and the direction of imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+clean:  ## Remove what was built (.venv stays)
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,151 @@
+"""The build graph (pydoit) of `make book` and `make notebooks`: contents decide, not times."""
+
+import filecmp
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from doit import get_var
+from doit.exceptions import TaskFailed
+from doit.tools import config_changed
+
+from losslandscape.report import execute
+
+Task = dict[str, Any]
+
+BUILD = Path("_build")
+SITE = BUILD / "site"  # the book's sources, with freshly executed notebooks
+HTML = BUILD / "html"
+CHAPTERS = sorted(Path("notebooks").glob("[0-9]*.md"))
+STARTED = time.monotonic()
+
+BUILD.mkdir(exist_ok=True)
+DOIT_CONFIG = {
+    "default_tasks": ["book"],
+    "dep_file": str(BUILD / "doit.json"),
+    "backend": "json",
+    "verbosity": 2,
+}
+
+
+def asked_for(text: Path) -> dict[str, Any]:
+    """Return those parameters of the command line that this chapter defines."""
+    known = execute.default_parameters(text)
+    given = {name: get_var(name, "") for name in ("dataset", "seeds")}
+    return {name: execute.parse_value(v) for name, v in given.items() if v and name in known}
+
+
+def run(text: Path, out: Path, parameters: dict[str, Any]) -> TaskFailed | None:
+    """Execute one chapter; a failure is one line, not a traceback."""
+    try:
+        execute.execute(text, out, parameters)
+    except execute.ExecutionError as error:
+        return TaskFailed(str(error))
+    return None
+
+
+def task_execute() -> Iterator[Task]:
+    """Execute each chapter whose text, code, records or parameters changed."""
+    for text in CHAPTERS:
+        parameters = asked_for(text)
+        out = SITE / "notebooks" / f"{text.stem}.ipynb"
+        yield {
+            "name": text.stem,
+            "file_dep": execute.inputs(text),
+            "uptodate": [config_changed(execute.changed_parameters(text, parameters))],
+            "targets": [out],
+            "actions": [(run, [text, out, parameters])],
+        }
+
+
+def site_files() -> dict[Path, Path]:
+    """Return {path in the site: its source} of all that the book needs beside the notebooks."""
+    sources = [Path("_config.yml"), Path("_toc.yml"), *Path("book").rglob("*")]
+    return {SITE / path: path for path in sources if path.is_file() and not skipped(path)}
+
+
+def skipped(path: Path) -> bool:
+    """Say whether this is a cache or a hidden file."""
+    return any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+
+
+def stage() -> None:
+    """Make _build/site a copy of the book's sources: changed files in, files that are gone out."""
+    wanted = site_files()
+    notebooks = {SITE / "notebooks" / f"{text.stem}.ipynb" for text in CHAPTERS}
+    for path in SITE.rglob("*"):
+        if path.is_file() and path not in wanted and path not in notebooks:
+            path.unlink()
+    for path, source in wanted.items():
+        if not path.exists() or not filecmp.cmp(source, path, shallow=False):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, path)
+
+
+def task_stage() -> Task:
+    """Copy pages, configuration and records to _build/site."""
+    return {"actions": [stage], "uptodate": [False]}
+
+
+def build_html() -> TaskFailed | None:
+    """Build all pages anew: an incremental build would not repeat its warnings."""
+    shutil.rmtree(HTML, ignore_errors=True)
+    shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
+    print("Building the HTML book; warnings are errors.", flush=True)
+    jupyter_book = str(Path(sys.executable).with_name("jupyter-book"))
+    command = [
+        jupyter_book,
+        "build",
+        str(SITE),
+        "--path-output",
+        ".",
+        "-W",
+        "-n",
+        "--keep-going",
+        "-q",
+    ]
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        return TaskFailed("the book does not build: see the warnings above")
+    return None
+
+
+def task_html() -> Task:
+    """Build the HTML book from _build/site."""
+    return {
+        "actions": [build_html],
+        "task_dep": ["stage", "execute"],
+        "file_dep": [
+            *site_files().values(),
+            *sorted(execute.PACKAGE.rglob("*.py")),  # the API pages are their docstrings
+            *(SITE / "notebooks" / f"{text.stem}.ipynb" for text in CHAPTERS),
+        ],
+        "targets": [HTML / "index.html"],
+    }
+
+
+def say_where() -> None:
+    """Print the total time and the page to open."""
+    minutes, seconds = divmod(round(time.monotonic() - STARTED), 60)
+    print(f"Total time: {minutes} min {seconds} s. Open {HTML.resolve() / 'index.html'}")
+
+
+def task_book() -> Task:
+    """Execute, build, and say which page to open."""
+    return {"actions": [say_where], "task_dep": ["stage", "execute", "html"], "uptodate": [False]}
+
+
+def task_notebooks() -> Iterator[Task]:
+    """Execute stale chapters with their default parameters and store them beside their text."""
+    for text in CHAPTERS:
+        stored = text.with_suffix(".ipynb")
+        fresh = not get_var("force", "") and not execute.why_stale(text, stored)
+        yield {
+            "name": text.stem,
+            "uptodate": [fresh],
+            "actions": [(run, [text, stored, {}])],
+        }

@@ -1,0 +1,1 @@
+"""From records and notebooks to the book: execution, provenance, figures, claims."""

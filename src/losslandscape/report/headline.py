@@ -1,0 +1,40 @@
+"""The numbers that prose pages quote, each taken from the records when the book is built."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+import losslandscape
+from losslandscape.lab import records
+from losslandscape.report.tables import recorded, reported, show, show_spread
+
+STUDY = "three_configurations"
+SHORT = {"sharp": "Sharp_SGD_HighLR", "flat": "Flat_SGD_LowLR", "adam": "Adam_Default"}
+
+
+def headline(root: Path | None = None) -> dict[str, str]:
+    """Substitutions ``{{ ll_... }}`` for every page: name -> text.
+
+    Numbers over seeds read ``median [smallest, largest]``.
+    """
+    runs = recorded(STUDY, root)
+    found = records.load_study(STUDY, root)
+    paper = reported(root)["configurations"]
+    seeds = min(len(of_one) for of_one in runs.values())
+    numbers = {
+        "ll_version": losslandscape.__version__,
+        "ll_seeds": str(seeds),
+        "ll_runs": str(len(found)),
+        "ll_records_date": max(record.timing["finished"] for record in found)[:10],
+        "ll_cpu_hours": f"{sum(record.timing['cpu_seconds'] for record in found) / 3600:.1f}",
+    }
+    for short, name in SHORT.items():
+        numbers[f"ll_{short}_lambda"] = show_spread(runs[name], "lambda_max")
+        numbers[f"ll_{short}_accuracy"] = show_spread(runs[name], "test_accuracy")
+        numbers[f"ll_{short}_batch_lambda"] = show_spread(runs[name], "batch_lambda_max")
+        numbers[f"ll_reported_{short}_lambda"] = f"{paper[name]['lambda_max']:g}"
+        numbers[f"ll_reported_{short}_accuracy"] = f"{100 * paper[name]['test_accuracy']:.2f}"
+        first = median(run["lambda_path"][0]["value"] for run in runs[name])
+        numbers[f"ll_{short}_init_lambda"] = show("lambda_max", first)
+    return numbers

@@ -1,0 +1,93 @@
+"""Table 1 three times over: reported by the paper, recorded by our studies, live in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from losslandscape.lab import records
+
+Results = Mapping[str, Any]  # what losslandscape.lab.studies.measure returns
+
+QUANTITIES = {
+    "test_accuracy": "Test accuracy (%)",
+    "test_loss": "Test loss",
+    "lambda_max": "lambda_max, all training images",
+    "batch_lambda_max": "lambda_max, one batch of 64",
+}
+
+
+def reported(root: Path | None = None) -> dict[str, Any]:
+    """The paper's numbers from ``book/reported.yml``: configurations, and what the protocol says."""
+    folder = (root or records.records_root()).parent
+    content: dict[str, Any] = yaml.safe_load((folder / "reported.yml").read_text(encoding="utf-8"))
+    return content
+
+
+def recorded(study: str, root: Path | None = None) -> dict[str, list[Results]]:
+    """Results of a recorded study by configuration, seed by seed."""
+    found: dict[str, list[Results]] = {}
+    for record in records.load_study(study, root):
+        found.setdefault(record.configuration, []).append(record.results)
+    return found
+
+
+def values(results: Iterable[Results], quantity: str) -> list[float]:
+    """One number per run; for ``batch_lambda_max`` one per batch of 64, all runs together."""
+    if quantity == "batch_lambda_max":
+        return [value for run in results for value in run["batch_lambda_max"]["64"]]
+    if quantity == "lambda_max":
+        return [run["lambda_max"]["value"] for run in results]
+    return [run["history"][-1][quantity] for run in results]
+
+
+def spread(results: Iterable[Results], quantity: str) -> tuple[float, float, float]:
+    """Median, smallest and largest value of a quantity."""
+    found = values(results, quantity)
+    return median(found), min(found), max(found)
+
+
+def show(quantity: str, number: float) -> str:
+    """A number as the tables print it."""
+    if quantity == "test_accuracy":
+        return f"{100 * number:.2f}"
+    if quantity == "test_loss":
+        return f"{number:.4f}"
+    return f"{number:.3g}" if number < 100 else f"{number:.0f}"
+
+
+def show_spread(results: Iterable[Results], quantity: str) -> str:
+    """``median [smallest, largest]``, or the one value of a single run."""
+    middle, low, high = spread(results, quantity)
+    text = show(quantity, middle)
+    return text if low == high else f"{text} [{show(quantity, low)}, {show(quantity, high)}]"
+
+
+def table1(
+    paper: Mapping[str, Any],
+    recorded_runs: Mapping[str, list[Results]],
+    live_runs: Mapping[str, list[Results]],
+) -> pd.DataFrame:
+    """Reported, recorded and live side by side: one row per configuration and quantity.
+
+    A reported lambda_max stands in both lambda rows, because the paper does not say which it is.
+    """
+    rows = {}
+    for name, numbers in paper["configurations"].items():
+        for quantity, title in QUANTITIES.items():
+            printed = numbers.get(quantity, numbers["lambda_max"])
+            rows[name, title] = {
+                "reported": f"{100 * printed:.2f}"
+                if quantity == "test_accuracy"
+                else f"{printed:g}",
+                "recorded": show_spread(recorded_runs[name], quantity),
+                "live": show_spread(live_runs[name], quantity),
+            }
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    table.index = pd.MultiIndex.from_tuples(table.index)
+    return table

@@ -1,0 +1,257 @@
+"""Every page of the built book, opened from its file in a real browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+HTML = Path(__file__).parents[1] / "_build" / "html"
+PAGES = sorted(
+    path.relative_to(HTML).as_posix()
+    for path in HTML.rglob("*.html")
+    if not {"_static", "_sources"} & set(path.relative_to(HTML).parts) and path.name != "index.html"
+)
+CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
+)
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+PHONE = {"width": 390, "height": 844}
+DESK = {"width": 1280, "height": 900}
+READABLE = 4.5  # WCAG AA; 3 for large letters
+
+
+def why_not() -> str:
+    """Return the reason why no page can be opened, "" when all is there."""
+    if not PAGES:
+        return "the book is not built: run `make book` first"
+    if importlib.util.find_spec("playwright") is None:
+        return "playwright is not installed"
+    if CHROMIUM is None:
+        return "no Chromium or Chrome found: install one, or set CHROMIUM to its path"
+    return ""
+
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+each_page = pytest.mark.parametrize("page", PAGES or ["no page"])
+each_chapter = pytest.mark.parametrize("page", CHAPTERS or ["no chapter"])
+
+
+@dataclass
+class Visit:
+    """What the browser saw of one page."""
+
+    requests: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    facts: dict = field(default_factory=dict)  # LOOK's answers on a desk, in light mode
+    faint: dict = field(default_factory=dict)  # theme: texts that are hard to read
+    phone_width: int = 0
+    too_wide: list[str] = field(default_factory=list)
+
+
+LOOK = """() => {
+  const all = (query) => [...document.querySelectorAll(query)];
+  const seen = (box) => box.checkVisibility({visibilityProperty: true, opacityProperty: true});
+  return {
+    plainMath: all("span.math, div.math").filter((m) => !m.querySelector("mjx-container"))
+      .map((m) => m.textContent.slice(0, 80)),
+    wrongMath: all("mjx-merror, mjx-container [data-mml-node=merror]").map((m) => m.textContent),
+    noAlt: all("img").filter((i) => i.getAttribute("role") !== "presentation")
+      .filter((i) => !(i.getAttribute("alt") || "").trim()).map((i) => i.src),
+    broken: all("img").filter((i) => !i.complete || !i.naturalWidth).map((i) => i.src),
+    searchBars: all(".search-button-field, input[type=search]").filter(seen).length,
+    links: all("a[href]").map((a) => a.href),
+    openSolutions: all(".solution").filter((s) => s.classList.contains("dropdown"))
+      .filter((s) => !s.classList.contains("toggle-hidden")).length,
+    unfoldable: all(".solution").filter((s) => !s.matches(".dropdown, details *")).length,
+    openDetails: all(".bd-article details[open]").length,
+    headings: all(".bd-article h1").length,
+    language: document.documentElement.lang,
+  };
+}"""
+
+TOO_WIDE = """() => [...document.querySelectorAll("body *")]
+  .filter((e) => e.getBoundingClientRect().right > window.innerWidth + 1)
+  .map((e) => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 40)}`).slice(0, 8)"""
+
+FAINT = """() => {
+  const pen = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  const known = new Map();
+  const rgba = (css) => {
+    if (!known.has(css)) {
+      pen.clearRect(0, 0, 1, 1); pen.fillStyle = css; pen.fillRect(0, 0, 1, 1);
+      const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data;
+      known.set(css, [r, g, b, a / 255]);
+    }
+    return known.get(css);
+  };
+  const over = (top, under) => under.map((u, i) => top[i] * top[3] + u * (1 - top[3]));
+  const ground = (box) => {
+    const layers = [];
+    for (let b = box; b; b = b.parentElement) layers.push(getComputedStyle(b).backgroundColor);
+    return layers.reverse().map(rgba).reduce((under, top) => over(top, under), [255, 255, 255]);
+  };
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const found = new Set();
+  for (const box of document.querySelectorAll(".bd-article *, .bd-sidebar-primary *")) {
+    const own = [...box.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
+    if (!own || !box.checkVisibility()) continue;
+    if (box.closest("svg, mjx-container, script, style")) continue;
+    if (box.matches(".headerlink, .copybtn *")) continue;  // shown on hover only
+    const style = getComputedStyle(box);
+    const under = ground(box);
+    const [a, b] = [light(over(rgba(style.color), under)), light(under)];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const size = parseFloat(style.fontSize);
+    const large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    if (contrast < (large ? 3 : READABLE)) {
+      const name = box.tagName.toLowerCase() + (box.className ? "." + box.className : "");
+      found.add(`${name} ${contrast.toFixed(1)} "${box.textContent.trim().slice(0, 30)}"`);
+    }
+  }
+  return [...found].slice(0, 12);
+}""".replace("READABLE", str(READABLE))
+
+TYPESET = "() => window.MathJax?.startup?.promise ? MathJax.startup.promise.then(() => 1) : 1"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET.split())
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def visit(browser):
+    """Return a function that opens a page once and remembers what it saw."""
+    visits: dict[str, Visit] = {}
+
+    def see(page: str) -> Visit:
+        if page not in visits:
+            visits[page] = _visit(browser, page)
+        return visits[page]
+
+    return see
+
+
+def _visit(browser, page: str) -> Visit:
+    seen = Visit()
+    tab = browser.new_page(viewport=DESK)
+    tab.on("request", lambda request: seen.requests.append(request.url))
+    tab.on("pageerror", lambda error: seen.errors.append(str(error)))
+    tab.on("console", lambda said: seen.errors.append(said.text) if said.type == "error" else None)
+    tab.goto((HTML / page).as_uri(), wait_until="load")
+    tab.evaluate(TYPESET)
+    tab.wait_for_timeout(100)
+    seen.facts = tab.evaluate(LOOK)
+    for theme in ("light", "dark"):
+        tab.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+        tab.wait_for_timeout(350)  # colours change over a transition
+        seen.faint[theme] = tab.evaluate(FAINT)
+    tab.set_viewport_size(PHONE)
+    tab.wait_for_timeout(200)
+    seen.phone_width = tab.evaluate("document.documentElement.scrollWidth")
+    if seen.phone_width > PHONE["width"]:
+        seen.too_wide = tab.evaluate(TOO_WIDE)
+    tab.close()
+    return seen
+
+
+@each_page
+def test_no_request_leaves_the_book(visit, page):
+    local = ("file:", "data:", "blob:", "about:")
+    assert [url for url in visit(page).requests if not url.startswith(local)] == []
+
+
+@each_page
+def test_no_script_fails(visit, page):
+    assert visit(page).errors == []
+
+
+@each_page
+def test_all_math_is_typeset(visit, page):
+    assert visit(page).facts["plainMath"] == []
+    assert visit(page).facts["wrongMath"] == []
+
+
+@each_page
+def test_every_picture_loads_and_has_alternative_text(visit, page):
+    assert visit(page).facts["broken"] == []
+    assert visit(page).facts["noAlt"] == []
+
+
+@each_page
+def test_a_phone_needs_no_sideways_scrolling(visit, page):
+    assert visit(page).phone_width <= PHONE["width"], visit(page).too_wide
+
+
+@each_page
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_is_readable(visit, page, theme):
+    assert visit(page).faint[theme] == []
+
+
+@each_page
+def test_there_is_one_search_bar_and_one_title(visit, page):
+    searching = page == "search.html"  # this page has its own field as well
+    assert visit(page).facts["searchBars"] <= 1 + searching
+    assert visit(page).facts["headings"] == 1 or searching
+    assert visit(page).facts["language"] == "en"
+
+
+@each_page
+def test_no_link_inside_the_book_is_dead(visit, page):
+    local = {urlsplit(url) for url in visit(page).facts["links"] if url.startswith("file:")}
+    assert [url.path for url in local if not Path(unquote(url.path)).exists()] == []
+
+
+@each_page
+def test_solutions_are_folded(visit, page):
+    facts = visit(page).facts
+    assert facts["openSolutions"] == facts["openDetails"] == facts["unfoldable"] == 0
+
+
+@each_chapter
+def test_a_chapter_offers_its_notebook_and_its_text(visit, page):
+    links = visit(page).facts["links"]
+    name = Path(page).stem
+    files = [link for link in links if link.endswith(f"_sources/notebooks/{name}.ipynb")]
+    assert files, "no link downloads the executed notebook"
+    assert "execution_count" in Path(unquote(urlsplit(files[0]).path)).read_text(encoding="utf-8")
+    assert any(link.endswith(f"/edit/main/notebooks/{name}.md") for link in links), "edit link"
+    assert any("mybinder.org" in link for link in links), "Binder link"
+    assert any("colab.research.google.com" in link for link in links), "Colab link"
+    assert any("/issues/new" in link for link in links), "issue link"
+
+
+def test_the_search_page_finds_a_word(browser):
+    tab = browser.new_page(viewport=DESK)
+    tab.goto((HTML / "search.html").as_uri() + "?q=notation")
+    tab.wait_for_selector("#search-results li a", timeout=10_000)
+    titles = tab.locator("#search-results li a").all_inner_texts()
+    tab.close()
+    assert any("notation" in title.lower() for title in titles), titles
+
+
+def test_index_leads_to_the_first_page(browser):
+    tab = browser.new_page()
+    tab.goto((HTML / "index.html").as_uri())
+    tab.wait_for_url("**/book/intro.html", timeout=10_000)
+    tab.close()
