@@ -13,13 +13,15 @@ from doit import get_var
 from doit.exceptions import TaskFailed
 from doit.tools import config_changed
 
-from losslandscape.report import execute
+from losslandscape.report import execute, picture
 
 Task = dict[str, Any]
 
 BUILD = Path("_build")
 SITE = BUILD / "site"  # the book's sources, with freshly executed notebooks
 HTML = BUILD / "html"
+RECORDS = Path("book/records")
+PICTURE = Path("book/figures/landing.png")
 CHAPTERS = sorted(Path("notebooks").glob("[0-9]*.md"))
 STARTED = time.monotonic()
 
@@ -140,7 +142,7 @@ def task_book() -> Task:
 
 
 def task_notebooks() -> Iterator[Task]:
-    """Execute stale chapters with their default parameters and store them beside their text."""
+    """Execute stale chapters with their defaults and store them; draw the landing picture."""
     for text in CHAPTERS:
         stored = text.with_suffix(".ipynb")
         fresh = not get_var("force", "") and not execute.why_stale(text, stored)
@@ -149,3 +151,8 @@ def task_notebooks() -> Iterator[Task]:
             "uptodate": [fresh],
             "actions": [(run, [text, stored, {}])],
         }
+    yield {
+        "name": PICTURE.stem,
+        "uptodate": [picture.is_fresh(PICTURE, RECORDS)],
+        "actions": [(picture.draw, [PICTURE, RECORDS])],
+    }

@@ -283,10 +283,11 @@ def _start_vector(op: SymmetricMatrix, v0: Tensor | None, seed: int) -> Tensor:
         if tuple(v0.shape) != (size,):
             raise ValueError(f"v0 must have shape ({size},), got {tuple(v0.shape)}")
         vector = v0.detach().to(like)
-    norm = torch.linalg.vector_norm(vector)
+    norm: Tensor = torch.linalg.vector_norm(vector)
     if not torch.isfinite(norm) or norm == 0:
         raise ValueError("v0 must be finite and not zero")
-    return vector / norm
+    unit: Tensor = vector / norm
+    return unit
 
 
 def _check_arguments(

@@ -78,7 +78,8 @@ def hvp_difference(steps: Any, errors: Mapping[tuple[str, str], Any]) -> Figure:
 def _name_configurations(figure: Figure, axes: Any) -> None:
     """One legend above the axes."""
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=8, handlelength=1.2)
+    place: Any = {"loc": "outside upper center", "ncols": 3, "handlelength": 1.2}
+    figure.legend(handles, labels, fontsize=8, frameon=False, **place)
 
 
 def training_curves(runs: Mapping[str, list[Mapping[str, Any]]]) -> Figure:
@@ -186,9 +187,11 @@ def taylor_remainder(
     figure, axes = panels(1, len(remainders), height=3.9, sharey=True, squeeze=False)
     for axis, (name, sizes) in zip(axes[0], remainders.items(), strict=True):
         for order, (size, look) in enumerate(zip(sizes, ORDERS, strict=True)):
-            axis.loglog(radii, size, **look, label=f"order {order}")
+            axis.loglog(radii, size, **look, markevery=(2 * order, 6), label=f"order {order}")
         if name in corrected:
-            axis.loglog(radii, corrected[name], **CORRECTED, label="order 2, kinks taken out")
+            axis.loglog(
+                radii, corrected[name], **CORRECTED, markevery=6, label="order 2, kinks taken out"
+            )
         far = radii[-1]
         for order in range(3):
             guide = 0.35 * sizes[order][-1] * (radii / far) ** (order + 1)
@@ -204,7 +207,9 @@ def taylor_remainder(
         for axis in axes[0]
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=2, fontsize=9)
+    figure.legend(
+        found.values(), found.keys(), loc="outside upper center", ncols=2, fontsize=9, frameon=False
+    )
     return figure
 
 
@@ -223,19 +228,88 @@ def taylor_linear_term(
     for (name, ratio), look in zip(ratios.items(), ORDERS, strict=False):
         upper.loglog(radii, ratio, **look, markevery=4, label=name)
     upper.axhline(1, **REFERENCE)
-    upper.annotate("linear term larger", (0.98, 1.5), xycoords=("axes fraction", "data"), ha="right")
-    upper.annotate(
-        "quadratic term larger",
-        (0.98, 0.6),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="top",
-    )
+    for text, height, side in (("linear", 1.5, "bottom"), ("quadratic", 0.6, "top")):
+        place = {"xycoords": ("axes fraction", "data"), "ha": "center", "va": side}
+        upper.annotate(f"{text} term larger", (0.5, height), **place)
     upper.set(xlabel=r"step $t$", ylabel="|linear| / |quadratic|")
-    upper.legend(loc="lower left", fontsize=9)
+    upper.legend(loc="lower left", fontsize=9, frameon=False)
     for (name, change), look in zip(changes.items(), ORDERS, strict=False):
         lower.plot(steps, change, **look, markevery=5, label=name)
     lower.axhline(0, **REFERENCE)
     lower.set(xlabel=r"step $t$ against the gradient", ylabel=r"$L(w + t\,u) - L(w)$")
-    lower.legend(loc="best", fontsize=9)
+    lower.legend(loc="best", fontsize=9, frameon=False)
+    return figure
+
+
+def power_rate(
+    products: Any, error: Any, residual: Any, error_bound: Any, residual_bound: Any
+) -> Figure:
+    """Power iteration against its bounds, one value of each per product (chapter 3)."""
+    figure, axis = panels()
+    lines = (
+        ("residual", residual, residual_bound, {"color": "#D55E00", "linestyle": "--"}),
+        ("error of the value", error, error_bound, {"color": "#0072B2", "linestyle": "-"}),
+    )
+    for name, values, bound, look in lines:
+        axis.semilogy(products, values, label=name, **look)
+        axis.semilogy(
+            products, bound, color=look["color"], linewidth=0.8, linestyle=":", label="its bound"
+        )
+    axis.set_xlabel("products")
+    axis.set_ylabel(r"$\lambda_1 - \theta_k$, residual")
+    axis.set_ylim(bottom=1e-13)
+    axis.legend()
+    return figure
+
+
+def power_stopping(
+    runs: Mapping[str, Any], largest: float, *, tolerance: float = 1e-3
+) -> Figure:
+    """What stopping rules see: error, change and residual by product (chapter 3).
+
+    Args:
+        runs: Histories ``(m, 3)`` (products, value, residual) by name.
+        largest: The true largest eigenvalue.
+        tolerance: Drawn as a horizontal line.
+    """
+    figure, axes = panels(1, len(runs), sharey=True, squeeze=False)
+    for axis, (name, history) in zip(axes[0], runs.items(), strict=True):
+        products, values, residuals = history.T
+        change = abs(values[1:] - values[:-1])
+        axis.semilogy(products, abs(values - largest) / largest, "#0072B2", label="error")
+        axis.semilogy(
+            products[1:], change / abs(values[1:]), "#D55E00", linestyle="--", label="change"
+        )
+        axis.semilogy(
+            products, residuals / abs(values), "#009E73", linestyle="-.", label="residual"
+        )
+        axis.axhline(tolerance, color="0.5", linestyle=":", linewidth=1)
+        axis.text(0.97, 0.97, name, transform=axis.transAxes, ha="right", va="top")
+        axis.set_xlabel("products")
+        axis.set_ylim(1e-12, 1e2)
+    axes[0, 0].set_ylabel("relative size")
+    axes[0, 0].legend(loc="lower left")
+    return figure
+
+
+def power_race(curves: Mapping[str, tuple[Any, Any]], *, tolerance: float = 1e-3) -> Figure:
+    """Relative residual by product, power iteration against Lanczos (chapter 3).
+
+    Args:
+        curves: Two histories ``(m, 3)`` (products, value, residual) by name: power iteration, Lanczos.
+        tolerance: Drawn as a horizontal line.
+    """
+    figure, axes = panels(1, len(curves), sharey=True, squeeze=False)
+    looks = (
+        ("power iteration", {"color": "#D55E00", "marker": "s", "linestyle": "--"}),
+        ("Lanczos", {"color": "#0072B2", "marker": "o"}),
+    )
+    for axis, (name, histories) in zip(axes[0], curves.items(), strict=True):
+        for (label, look), history in zip(looks, histories, strict=True):
+            relative = history[:, 2] / abs(history[:, 1])
+            axis.semilogy(history[:, 0], relative, label=label, markersize=3, **look)
+        axis.axhline(tolerance, color="0.5", linestyle=":", linewidth=1)
+        axis.set_xlabel(f"products, {name}")
+    axes[0, 0].set_ylabel(r"residual / $|\theta|$")
+    axes[0, -1].legend(loc="upper right")
     return figure

@@ -1,0 +1,135 @@
+"""Tables, headline numbers, figures and the landing picture, on records made up for the purpose."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from matplotlib.figure import Figure
+
+from losslandscape.lab import records
+from losslandscape.lab.records import Record
+from losslandscape.report import figures, headline, picture, tables
+
+BOOK = Path(__file__).parent.parent / "book"
+NAMES = list(figures.CONFIGURATIONS)
+
+
+def results(shift):
+    """A made-up run whose numbers tell which seed they are of."""
+    return {
+        "history": [
+            {
+                "epoch": epoch,
+                "train_loss": 0.5 / epoch,
+                "train_accuracy": 0.9,
+                "test_loss": 0.4 / epoch + shift,
+                "test_accuracy": 0.9 + 0.01 * shift + 0.01 * epoch,
+                "grad_norm": 0.1,
+            }
+            for epoch in (1, 2)
+        ],
+        "lambda_path": [
+            {"epoch": epoch, "value": 2.0 + epoch + shift, "residual": 1e-3, "converged": True}
+            for epoch in (0, 1, 2)
+        ],
+        "lambda_max": {"value": 5.0 + shift, "residual": 1e-3, "converged": True, "images": 9},
+        "batch_lambda_max": {"64": [6.0 + shift, 10.0 + shift, 14.0 + shift]},
+    }
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A book folder with three made-up runs per configuration."""
+    shutil.copy(BOOK / "reported.yml", tmp_path)
+    for name in NAMES:
+        for seed in range(3):
+            record = Record(
+                study=headline.STUDY,
+                configuration=name,
+                seed=seed,
+                fingerprint="f",
+                recipe={},
+                settings={},
+                dataset={},
+                environment={},
+                timing={"finished": f"2026-11-2{seed}T10:00:00+00:00", "cpu_seconds": 400.0},
+                results=results(seed),
+            )
+            records.save(record, tmp_path / "records" / headline.STUDY)
+    return tmp_path / "records"
+
+
+def test_reported_is_the_papers_table():
+    rows = tables.reported(BOOK / "records")["configurations"]
+    printed = {name: tuple(row.values()) for name, row in rows.items()}
+    assert printed == {
+        "Sharp_SGD_HighLR": (0.9814, 0.0573, 9.14),
+        "Flat_SGD_LowLR": (0.9172, 0.2753, 246.19),
+        "Adam_Default": (0.9890, 0.0357, 6.26),
+    }
+
+
+def test_spread_is_median_and_range(root):
+    runs = tables.recorded(headline.STUDY, root)["Adam_Default"]
+    assert tables.spread(runs, "lambda_max") == (6.0, 5.0, 7.0)
+    assert tables.spread(runs, "test_loss") == pytest.approx((1.2, 0.2, 2.2))
+    assert tables.spread(runs, "batch_lambda_max") == (11.0, 6.0, 16.0)
+    assert tables.show_spread(runs, "lambda_max") == "6 [5, 7]"
+    assert tables.show_spread(runs[:1], "lambda_max") == "5"
+
+
+def test_table1_puts_each_number_in_its_column(root):
+    runs = tables.recorded(headline.STUDY, root)
+    live = {name: [results(0.5)] for name in NAMES}
+    table = tables.table1(tables.reported(root), runs, live)
+    assert list(table.columns) == ["reported", "recorded", "live"]
+    assert len(table) == 12
+    row = table.loc[("Flat_SGD_LowLR", tables.QUANTITIES["lambda_max"])]
+    assert row.tolist() == ["246.19", "6 [5, 7]", "5.5"]
+    row = table.loc[("Adam_Default", tables.QUANTITIES["test_accuracy"])]
+    assert row.tolist() == ["98.90", "93.00 [92.00, 94.00]", "92.50"]
+
+
+def test_headline_takes_every_number_from_the_records(root):
+    numbers = headline.headline(root)
+    assert numbers["ll_seeds"] == "3"
+    assert numbers["ll_runs"] == "9"
+    assert numbers["ll_records_date"] == "2026-11-22"
+    assert numbers["ll_cpu_hours"] == "1.0"
+    assert numbers["ll_flat_lambda"] == "6 [5, 7]"
+    assert numbers["ll_flat_init_lambda"] == "3"
+    assert numbers["ll_reported_flat_lambda"] == "246.19"
+    assert all(isinstance(text, str) and text for text in numbers.values())
+
+
+def test_every_figure_draws_every_run(root):
+    runs, paper = tables.recorded(headline.STUDY, root), tables.reported(root)
+    drawn = figures.sharpness_path(runs, paper)
+    (axes,) = drawn.axes
+    heights = sorted(max(line.get_ydata()) for line in axes.lines)
+    assert heights == sorted([4.0, 5.0, 6.0] * 3 + [9.14, 246.19, 6.26])
+    for figure in (
+        figures.training_curves(runs),
+        figures.batch_sharpness(runs, paper),
+        figures.landing(runs, paper),
+    ):
+        assert isinstance(figure, Figure)
+        assert figure.get_figwidth() == 5.0
+        figure.draw_without_rendering()
+
+
+def test_the_picture_knows_what_it_was_drawn_from(root, tmp_path):
+    path = tmp_path / "landing.png"
+    assert not picture.is_fresh(path, root)
+    picture.draw(path, root)
+    assert picture.is_fresh(path, root)
+    record = root / headline.STUDY / "Adam_Default-seed0.json"
+    content = json.loads(record.read_text())
+    record.write_text(json.dumps(content))  # the same numbers in other bytes
+    assert not picture.is_fresh(path, root)
+
+
+def test_the_committed_picture_is_fresh():
+    path = BOOK / "figures" / "landing.png"
+    assert picture.is_fresh(path, BOOK / "records"), "run: make notebooks"
