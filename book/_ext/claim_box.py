@@ -84,7 +84,8 @@ def _labelled(heading: str, text: str) -> nodes.paragraph:
 
 def _folded(summary: str, content: list[nodes.Node]) -> list[nodes.Node]:
     """Fold ``content`` in HTML; other formats show it as it is."""
-    opening = f'<details class="claim-test"><summary>{summary}</summary>'
+    style = "margin-bottom: 1rem"  # as after a paragraph
+    opening = f'<details class="claim-test" style="{style}"><summary>{summary}</summary>'
     return [
         nodes.raw("", opening, format="html"),
         *content,
