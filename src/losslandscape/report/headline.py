@@ -17,9 +17,14 @@ def headline(root: Path | None = None) -> dict[str, str]:
     """Substitutions ``{{ ll_... }}`` for every page: name -> text.
 
     Numbers over seeds read ``median [smallest, largest]``.
+
+    Raises:
+        RecordError: There are no records.
     """
     runs = recorded(STUDY, root)
     found = records.load_study(STUDY, root)
+    if not found:
+        raise records.RecordError(f"no records: run 'losslandscape study run {STUDY}'")
     paper = reported(root)["configurations"]
     seeds = min(len(of_one) for of_one in runs.values())
     numbers = {
