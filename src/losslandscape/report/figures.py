@@ -99,9 +99,7 @@ def training_curves(runs: Mapping[str, list[Mapping[str, Any]]]) -> Figure:
     return figure
 
 
-def sharpness_path(
-    runs: Mapping[str, list[Mapping[str, Any]]], paper: Mapping[str, Any]
-) -> Figure:
+def sharpness_path(runs: Mapping[str, list[Mapping[str, Any]]], paper: Mapping[str, Any]) -> Figure:
     """lambda_max by epoch, one line per seed, with the reported values at the right."""
     figure, axes = panels(height=3.3)
     for name, look in CONFIGURATIONS.items():

@@ -23,7 +23,7 @@ QUANTITIES = {
 
 
 def reported(root: Path | None = None) -> dict[str, Any]:
-    """The paper's numbers from ``book/reported.yml``: configurations, and what the protocol says."""
+    """The paper's numbers, from ``book/reported.yml``: configurations, and what is stated."""
     folder = (root or records.records_root()).parent
     content: dict[str, Any] = yaml.safe_load((folder / "reported.yml").read_text(encoding="utf-8"))
     return content
