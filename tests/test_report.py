@@ -75,8 +75,8 @@ def test_spread_is_median_and_range(root):
     assert tables.spread(runs, "lambda_max") == (6.0, 5.0, 7.0)
     assert tables.spread(runs, "test_loss") == pytest.approx((1.2, 0.2, 2.2))
     assert tables.spread(runs, "batch_lambda_max") == (11.0, 6.0, 16.0)
-    assert tables.show_spread(runs, "lambda_max") == "6 [5, 7]"
-    assert tables.show_spread(runs[:1], "lambda_max") == "5"
+    assert tables.show_spread(runs, "lambda_max") == "6.00 [5.00, 7.00]"
+    assert tables.show_spread(runs[:1], "lambda_max") == "5.00"
 
 
 def test_table1_puts_each_number_in_its_column(root):
@@ -86,7 +86,7 @@ def test_table1_puts_each_number_in_its_column(root):
     assert list(table.columns) == ["reported", "recorded", "live"]
     assert len(table) == 12
     row = table.loc[("Flat_SGD_LowLR", tables.QUANTITIES["lambda_max"])]
-    assert row.tolist() == ["246.19", "6 [5, 7]", "5.5"]
+    assert row.tolist() == ["246.19", "6.00 [5.00, 7.00]", "5.50"]
     row = table.loc[("Adam_Default", tables.QUANTITIES["test_accuracy"])]
     assert row.tolist() == ["98.90", "93.00 [92.00, 94.00]", "92.50"]
 
@@ -97,8 +97,8 @@ def test_headline_takes_every_number_from_the_records(root):
     assert numbers["ll_runs"] == "9"
     assert numbers["ll_records_date"] == "2026-11-22"
     assert numbers["ll_cpu_hours"] == "1.0"
-    assert numbers["ll_flat_lambda"] == "6 [5, 7]"
-    assert numbers["ll_flat_init_lambda"] == "3"
+    assert numbers["ll_flat_lambda"] == "6.00 [5.00, 7.00]"
+    assert numbers["ll_flat_init_lambda"] == "3.00"
     assert numbers["ll_reported_flat_lambda"] == "246.19"
     assert all(isinstance(text, str) and text for text in numbers.values())
 

@@ -132,8 +132,8 @@ STUDIES = {
 
 # How a chapter measures its own live run: the same network and recipes, fewer measurements.
 LIVE = {
-    "digits": Settings(hessian_images=300, path_points=4, batch_sizes=((64, 10),)),
-    "mnist": Settings(hessian_images=1024, batch_sizes=((64, 10),), end_tol=1e-2),
+    "digits": Settings(hessian_images=300, path_points=1, batch_sizes=((64, 6),)),
+    "mnist": Settings(hessian_images=1024, path_points=1, batch_sizes=((64, 10),)),
 }
 
 

@@ -15,10 +15,10 @@ from losslandscape.lab import records
 Results = Mapping[str, Any]  # what losslandscape.lab.studies.measure returns
 
 QUANTITIES = {
-    "test_accuracy": "Test accuracy (%)",
-    "test_loss": "Test loss",
-    "lambda_max": "lambda_max, all training images",
-    "batch_lambda_max": "lambda_max, one batch of 64",
+    "test_accuracy": "accuracy (%)",
+    "test_loss": "test loss",
+    "lambda_max": "λ, all images",
+    "batch_lambda_max": "λ, batch of 64",
 }
 
 
@@ -58,7 +58,7 @@ def show(quantity: str, number: float) -> str:
         return f"{100 * number:.2f}"
     if quantity == "test_loss":
         return f"{number:.4f}"
-    return f"{number:.3g}" if number < 100 else f"{number:.0f}"
+    return f"{number:#.3g}" if number < 100 else f"{number:.0f}"
 
 
 def show_spread(results: Iterable[Results], quantity: str) -> str:
