@@ -85,7 +85,6 @@ def test_stale_damaged_and_missing_runs_are_run_again(tiny, tmp_path):
 
 
 def test_two_processes_give_what_one_gives(tmp_path):
-    # The workers import the study by name, so this runs on a study of the package itself.
     script = Path(__file__).with_name("run_tiny_study.py")
     results = []
     for jobs in ("1", "2"):
@@ -117,6 +116,20 @@ def test_a_killed_study_loses_nothing_and_goes_on(tmp_path):
     assert len(records.load_study("tiny", tmp_path)) == 4
     assert {name: (tmp_path / "tiny" / name).read_bytes() for name in kept} == kept
     assert list(tmp_path.glob("tiny/*.tmp")) == []
+
+
+def test_the_fingerprint_is_that_of_the_start(tiny, tmp_path, monkeypatch):
+    # A study runs for hours, and its source files may be edited meanwhile.
+    genuine = studies.measure
+
+    def edited_meanwhile(*arguments):
+        monkeypatch.setattr(Study, "fingerprint", lambda *_: "edited")
+        return genuine(*arguments)
+
+    monkeypatch.setattr(studies, "measure", edited_meanwhile)
+    at_start = tiny.fingerprint(tiny.recipe("a"))
+    studies.run_study(dataclasses.replace(tiny, recipes=tiny.recipes[:1]), tmp_path, seeds=1)
+    assert records.load(tmp_path / "tiny" / "a-seed0.json").fingerprint == at_start
 
 
 def test_diff_finds_what_moved(tiny, tmp_path):

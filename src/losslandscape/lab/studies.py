@@ -288,31 +288,41 @@ def run_study(study: Study, root: Path, *, seeds: int | None = None, jobs: int =
     if not todo:
         return []
     load_dataset(study.dataset)  # fail here, in one line, rather than in every worker
+    # Taken now, while the files are those that were imported: they may be edited during the run.
+    fingerprints = {recipe.name: study.fingerprint(recipe) for recipe in study.recipes}
+    environment = {**records.environment(), "threads": 1}
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
     tasks = (
-        joblib.delayed(_run_and_save)(study.name, recipe.name, seed, root) for recipe, seed in todo
+        joblib.delayed(_run_and_save)(
+            study, recipe, seed, root, fingerprints[recipe.name], environment
+        )
+        for recipe, seed in todo
     )
     return list(tqdm(parallel(tasks), total=len(todo), desc=study.name, unit="run"))
 
 
-def _run_and_save(study_name: str, configuration: str, seed: int, root: Path) -> Path:
-    study = find_study(study_name)
-    recipe = study.recipe(configuration)
+def _run_and_save(
+    study: Study,
+    recipe: Recipe,
+    seed: int,
+    root: Path,
+    fingerprint: str,
+    environment: dict[str, Any],
+) -> Path:
+    print(f"{recipe.name} seed {seed}: started", file=sys.stderr)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    wall, cpu = time.perf_counter(), time.process_time()
     try:
-        print(f"{configuration} seed {seed}: started", file=sys.stderr)
-        wall, cpu = time.perf_counter(), time.process_time()
-        environment = records.environment()
         dataset = load_dataset(study.dataset)
         results = measure(recipe, dataset, seed, study.settings)
     finally:
         torch.set_num_threads(threads)
     record = Record(
         study=study.name,
-        configuration=configuration,
+        configuration=recipe.name,
         seed=seed,
-        fingerprint=study.fingerprint(recipe),
+        fingerprint=fingerprint,
         recipe=asdict(recipe),
         settings=asdict(study.settings),
         dataset={"name": dataset.name, "sha256": dataset.checksum},
