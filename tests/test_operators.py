@@ -1,5 +1,8 @@
-"""The Hessian operator against closed forms, dense Hessians and its contract."""
+"""The curvature operators against closed forms, dense matrices and their contract."""
 
+import gc
+import resource
+import weakref
 from itertools import pairwise
 
 import pytest
@@ -11,7 +14,13 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, mse_loss
 
 from losslandscape.lab.models import mlp
-from losslandscape.operators import HessianOperator, gradient
+from losslandscape.operators import (
+    GaussNewtonOperator,
+    HessianOperator,
+    ScaledOperator,
+    gradient,
+    weight_scale,
+)
 
 
 def classification(examples=23, features=4, classes=3, seed=0):
@@ -235,6 +244,365 @@ def test_gradient_is_that_of_the_mean_loss():
     torch.testing.assert_close(grad, torch.cat([p.grad.reshape(-1) for p in model.parameters()]))
 
 
+def image_network(kind):
+    """A small network of each kind that users bring, on 6 x 6 images, in float64."""
+    torch.manual_seed(0)
+    parts = {
+        "cnn": [nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)],
+        "batchnorm": [nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Tanh(), nn.AvgPool2d(2)],
+        "residual": [Residual(), nn.Conv2d(1, 2, 3, padding=1), nn.Softplus(), nn.MaxPool2d(2)],
+    }[kind]
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(18, 3)).double().eval()
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        return x + torch.tanh(self.conv(x))
+
+
+def images(examples=11):
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(examples, 1, 6, 6, generator=generator, dtype=torch.float64)
+    return x, torch.randint(3, (examples,), generator=generator)
+
+
+def one_hot_error(outputs, targets):
+    return mse_loss(outputs, nn.functional.one_hot(targets, 3).to(outputs.dtype))
+
+
+@pytest.mark.parametrize("loss_fn", [cross_entropy, one_hot_error])
+@pytest.mark.parametrize("kind", ["cnn", "batchnorm", "residual"])
+def test_agrees_with_the_dense_hessian_of_image_networks(kind, loss_fn):
+    model, (x, y) = image_network(kind), images()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    expected = dense_hessian(model, loss_fn, x, y)
+    eye = torch.eye(len(expected), dtype=torch.float64)
+    for budget in (0, 1 << 30):
+        H = HessianOperator(model, loss_fn, (x, y), chunk_size=4, memory_budget=budget)
+        torch.testing.assert_close(H @ eye, expected)
+        torch.testing.assert_close(H @ eye[0], expected[0])
+
+
+class TestKeptGraphs:
+    """Keeping the graph of the gradient changes speed and memory, never the matrix."""
+
+    @pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+    def test_any_budget_gives_the_same_product(self, operator):
+        data, v = classification(), random_vector(43)
+        whole = operator(network(), cross_entropy, data, chunk_size=5)
+        for _ in range(2):
+            torch.testing.assert_close(whole @ v, operator(network(), cross_entropy, data) @ v)
+        assert len(whole._graphs) == 5
+        some = operator(
+            network(), cross_entropy, data, chunk_size=5, memory_budget=whole._graph_bytes // 2
+        )
+        for _ in range(2):
+            torch.testing.assert_close(some @ v, whole @ v)
+        assert 0 < len(some._graphs) < 5
+        assert some._graph_bytes <= whole._graph_bytes // 2
+
+    def test_the_budget_counts_what_autograd_keeps(self):
+        # Linear - tanh - linear in float64: at least the hidden layer and the outputs of 1,000
+        # examples are kept, and no more than a dozen tensors of that size.
+        H = HessianOperator(network(), cross_entropy, classification(1000), chunk_size=1000)
+        _ = H @ random_vector(43)
+        assert 1000 * 8 * 8 < H._graph_bytes < 12 * 1000 * 8 * 8
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda model: model[0].running_mean.add_(1.0),
+            lambda model: model[0].running_var.data.mul_(3.0),
+            lambda model: model[1][1].weight.data.mul_(3.0),
+            lambda model: model[1][1].weight.detach().mul_(3.0),
+            lambda model: model.load_state_dict({k: 2 * v for k, v in model.state_dict().items()}),
+            lambda model: torch.optim.SGD(model.parameters(), lr=10.0).step(),
+        ],
+    )
+    def test_no_change_of_the_model_goes_unseen(self, change):
+        x, y = classification()
+        model = nn.Sequential(nn.BatchNorm1d(4, dtype=torch.float64), network()).eval()
+        H = HessianOperator(model, cross_entropy, (x, y))
+        v = random_vector(H.shape[0])
+        before = H @ v
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        with torch.no_grad():
+            change(model)
+        after = H @ v
+        assert not torch.allclose(before, after)
+        torch.testing.assert_close(after, HessianOperator(model, cross_entropy, (x, y)) @ v)
+
+    def test_no_change_of_the_data_goes_unseen(self):
+        x, y = classification()
+        H = HessianOperator(network(), cross_entropy, (x, y))
+        v = random_vector(H.shape[0])
+        _ = H @ v
+        x.mul_(2.0)
+        torch.testing.assert_close(H @ v, HessianOperator(network(), cross_entropy, (x, y)) @ v)
+
+    @pytest.mark.parametrize("budget", [0, 1 << 30])
+    @pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+    def test_memory_is_flat_over_many_products(self, operator, budget):
+        H = operator(network(), cross_entropy, classification(200), memory_budget=budget)
+        v = random_vector(H.shape[0])
+
+        def tensors():
+            return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+        gc.collect()
+        gc.disable()  # a reference cycle would now stay
+        try:
+            for _ in range(20):
+                _ = H @ v
+            peak, alive = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, tensors()
+            for _ in range(500):
+                _ = H @ v
+            assert tensors() == alive
+            # One leaked graph of 200 examples would be 50 kB or more, 500 of them 25 MB.
+            assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 10_000
+        finally:
+            gc.enable()
+
+    def test_a_discarded_operator_is_freed_at_once(self):
+        H = HessianOperator(network(), cross_entropy, classification())
+        _ = H @ random_vector(H.shape[0])
+        alive = weakref.ref(H)
+        gc.disable()  # a reference cycle would now stay
+        try:
+            del H
+            assert alive() is None
+        finally:
+            gc.enable()
+
+    def test_a_model_that_moved_is_refused(self):
+        model = network()
+        H = HessianOperator(model, cross_entropy, classification())
+        model.float()
+        with pytest.raises(ValueError, match=r"now torch\.float32 .* make a new one"):
+            _ = H @ random_vector(43)
+
+    def test_an_interrupt_leaves_the_model_and_the_operator_intact(self):
+        x, y = classification()
+        calls = 0
+
+        def loss(outputs, targets):
+            nonlocal calls
+            calls += 1
+            if calls == 8:
+                raise KeyboardInterrupt
+            return cross_entropy(outputs, targets)
+
+        model = nn.Sequential(nn.BatchNorm1d(4, dtype=torch.float64), network()).eval()
+        state = {k: v.clone() for k, v in model.state_dict().items()}
+        random_state = torch.get_rng_state()
+        H = HessianOperator(model, loss, (x, y), chunk_size=4)
+        v = random_vector(H.shape[0])
+        with pytest.raises(KeyboardInterrupt):
+            _ = H @ v
+        assert torch.equal(torch.get_rng_state(), random_state)
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+        assert all(p.grad is None for p in model.parameters())
+        torch.testing.assert_close(H @ v, HessianOperator(model, cross_entropy, (x, y)) @ v)
+
+
+class TestAskedForByName:
+    def test_dropout_is_one_fixed_draw(self):
+        x, y = classification()
+        model = nn.Sequential(network(), nn.Dropout(0.5))
+        H = HessianOperator(model, cross_entropy, (x, y), allow=["dropout"], memory_budget=0)
+        kept = HessianOperator(model, cross_entropy, (x, y), allow="dropout")
+        v, w = random_vector(43), random_vector(43, seed=2)
+        before = H @ v
+        torch.manual_seed(123)
+        assert torch.equal(H @ v, before)
+        assert torch.equal(kept @ v, before)
+        torch.testing.assert_close(torch.dot(w, H @ v), torch.dot(v, H @ w))
+        assert not torch.allclose(before, HessianOperator(network(), cross_entropy, (x, y)) @ v)
+
+    def test_batch_statistics_are_those_of_whole_batches(self):
+        x, y = classification()
+        model = nn.Sequential(nn.BatchNorm1d(4, dtype=torch.float64), network()).train()
+        before = model[0].running_mean.clone()
+        H = HessianOperator(model, cross_entropy, (x, y), allow=["batchnorm"], chunk_size=5)
+        frozen = nn.Sequential(nn.BatchNorm1d(4, momentum=None, dtype=torch.float64), network())
+        frozen(x)  # its running averages become the mean and the unbiased variance of this batch
+        frozen[0].running_var.mul_((len(x) - 1) / len(x))
+        # Biases and weights of the normalisation act alike in both modes.
+        expected = HessianOperator(frozen.eval(), cross_entropy, (x, y))
+        v = random_vector(H.shape[0])
+        torch.testing.assert_close(H @ v, expected @ v)
+        assert torch.equal(model[0].running_mean, before)
+        assert model.training
+
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match="allow may name batchnorm and dropout, got 'noise'"):
+            HessianOperator(network(), cross_entropy, classification(), allow=["noise"])
+
+
+def test_fused_attention_is_replaced_during_the_product():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qkv = nn.Linear(4, 12, dtype=torch.float64)
+            self.head = nn.Linear(4, 3, dtype=torch.float64)
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+            mixed = nn.functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])
+            return self.head(mixed[:, 0].mean(dim=1))
+
+    torch.manual_seed(0)
+    model = Attention()
+    x, y = random_vector(7 * 5, columns=4).reshape(7, 5, 4), torch.arange(7) % 3
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        expected = dense_hessian(model, cross_entropy, x, y)
+    H = HessianOperator(model, cross_entropy, (x, y))
+    v = random_vector(H.shape[0])
+    torch.testing.assert_close(H @ v, expected @ v)
+
+
+def dense_gauss_newton(model, loss_fn, x, y):
+    """J' H_out J from the full Jacobian and the full Hessian in the outputs."""
+    names = [name for name, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+    sizes = [p.numel() for p in model.parameters()]
+    flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+    def outputs(vector):
+        pieces = [v.view(s) for v, s in zip(vector.split(sizes), shapes, strict=True)]
+        return functional_call(model, dict(zip(names, pieces, strict=True)), (x,))
+
+    J = torch.func.jacfwd(outputs)(flat).reshape(-1, len(flat))
+    inner = torch.func.hessian(lambda f: loss_fn(f, y))(outputs(flat))
+    return J.T @ inner.reshape(len(J), len(J)) @ J
+
+
+class TestGaussNewton:
+    @pytest.mark.parametrize("loss_fn", [cross_entropy, one_hot_error])
+    @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+    def test_agrees_with_the_dense_matrix(self, activation, loss_fn):
+        model, (x, y) = network(activation), classification()
+        expected = dense_gauss_newton(model, loss_fn, x, y)
+        eye = torch.eye(len(expected), dtype=torch.float64)
+        batches = [(x[:9], y[:9]), (x[9:], y[9:])]
+        for budget in (0, 1 << 30):
+            G = GaussNewtonOperator(model, loss_fn, batches, chunk_size=4, memory_budget=budget)
+            torch.testing.assert_close(G @ eye, expected)
+
+    def test_is_the_hessian_of_softmax_regression(self):
+        x, y = classification()
+        model = nn.Linear(4, 3, dtype=torch.float64)
+        V = random_vector(15, columns=2)
+        G = GaussNewtonOperator(model, cross_entropy, (x, y))
+        torch.testing.assert_close(G @ V, HessianOperator(model, cross_entropy, (x, y)) @ V)
+
+    def test_has_no_negative_curvature_where_the_hessian_has(self):
+        model, data = network(), classification()
+        eye = torch.eye(43, dtype=torch.float64)
+        lowest = [
+            float(torch.linalg.eigvalsh(operator(model, cross_entropy, data) @ eye)[0])
+            for operator in (HessianOperator, GaussNewtonOperator)
+        ]
+        assert lowest[0] < -1e-3
+        assert lowest[1] > -1e-12
+
+    def test_a_loss_without_curvature_in_the_outputs_gives_zero(self):
+        data = (classification()[0], random_vector(23, columns=3))
+        G = GaussNewtonOperator(network(), nn.functional.l1_loss, data)
+        assert not (G @ random_vector(43)).any()
+
+    def test_outputs_must_be_one_tensor(self):
+        class Two(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = network()
+
+            def forward(self, x):
+                return self.inner(x), x
+
+        G = GaussNewtonOperator(Two(), lambda o, y: cross_entropy(o[0], y), classification())
+        with pytest.raises(ValueError, match="one output tensor, the model returns tuple"):
+            _ = G @ random_vector(43)
+
+
+class TestScaled:
+    def test_is_the_product_of_three_matrices(self):
+        model, data = network(), classification()
+        H = HessianOperator(model, cross_entropy, data)
+        scale = weight_scale(model)
+        M = ScaledOperator(H, scale)
+        eye = torch.eye(43, dtype=torch.float64)
+        torch.testing.assert_close(M @ eye, scale[:, None] * (H @ eye) * scale)
+        assert M.products == 43
+        assert M.shape == H.shape
+
+    def test_weight_scales(self):
+        model = network()
+        flat = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+        assert torch.equal(weight_scale(model), flat.abs())
+        per_tensor = weight_scale(model, per="tensor")
+        first = model[1].weight.numel()
+        torch.testing.assert_close(
+            per_tensor[:first],
+            torch.full((first,), model[1].weight.detach().norm().item()).double(),
+        )
+        with pytest.raises(ValueError, match="per must be 'weight' or 'tensor', got 'row'"):
+            weight_scale(model, per="row")
+
+    def test_relative_curvature_survives_a_rescaling_that_leaves_the_function_alone(self):
+        # ReLU nets compute the same if one layer is multiplied by a and the next divided by a.
+        x, y = classification()
+        model = mlp((4, 5, 3), activation=nn.ReLU, seed=0)
+        other = mlp((4, 5, 3), activation=nn.ReLU, seed=0)
+        with torch.no_grad():
+            other[1].weight.mul_(10.0)
+            other[1].bias.mul_(10.0)
+            other[3].weight.div_(10.0)
+        eye = torch.eye(43, dtype=torch.float64)
+
+        def top(net, per):
+            H = HessianOperator(net, cross_entropy, (x, y))
+            matrix = (H if per is None else ScaledOperator(H, weight_scale(net, per=per))) @ eye
+            return float(torch.linalg.eigvalsh(matrix)[-1])
+
+        assert top(other, None) > 2 * top(model, None)
+        for per in ("weight", "tensor"):
+            assert top(other, per) == pytest.approx(top(model, per), rel=1e-9)
+
+    def test_wrong_scale(self):
+        with pytest.raises(ValueError, match=r"shape \(3,\), got \(2,\)"):
+            ScaledOperator(torch.eye(3), torch.ones(2))
+        with pytest.raises(ValueError, match="finite"):
+            ScaledOperator(torch.eye(2), torch.tensor([1.0, float("inf")]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+def test_cuda_agrees_with_the_cpu(operator):
+    data, v = classification(), random_vector(43)
+    expected = operator(network(), cross_entropy, data) @ v
+    on_gpu = operator(network().cuda(), cross_entropy, data)
+    torch.testing.assert_close((on_gpu @ v.cuda()).cpu(), expected)
+
+
+@pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
+def test_float32_is_close_to_float64(operator):
+    x, y = classification()
+    v = random_vector(43)
+    exact = operator(network(), cross_entropy, (x, y)) @ v
+    single = operator(network().float(), cross_entropy, (x.float(), y)) @ v
+    assert single.dtype == torch.float32
+    assert float((single - exact).norm() / exact.norm()) < 1e-5
+
+
 class TestRefusals:
     """Each wrong input gives one line that names the value and the fix."""
 
@@ -276,6 +644,28 @@ class TestRefusals:
         with pytest.raises(ValueError, match="dropout"):
             HessianOperator(model, cross_entropy, classification())
         HessianOperator(model.eval(), cross_entropy, classification())
+
+    def test_randomness_that_no_layer_declares(self):
+        class Noisy(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = network()
+
+            def forward(self, x):
+                return nn.functional.dropout(self.inner(x), 0.5)
+
+        with pytest.raises(ValueError, match="two passes over one batch"):
+            HessianOperator(Noisy().eval(), cross_entropy, classification())
+
+    def test_complex_vector(self):
+        H = HessianOperator(network(), cross_entropy, classification())
+        with pytest.raises(TypeError, match="real vectors"):
+            _ = H @ torch.zeros(43, dtype=torch.complex128)
+
+    @pytest.mark.parametrize(("name", "value"), [("chunk_size", 0), ("memory_budget", -1)])
+    def test_bad_numbers(self, name, value):
+        with pytest.raises(ValueError, match=f"{name} must be .* got {value}"):
+            HessianOperator(network(), cross_entropy, classification(), **{name: value})
 
     def test_batchnorm_in_train_mode(self):
         model = nn.Sequential(nn.BatchNorm1d(4, dtype=torch.float64), network())

@@ -7,18 +7,24 @@ gradients (Pearlmutter, *Fast Exact Multiplication by the Hessian*, Neural Compu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
 LossFunction = Callable[[Any, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
+# One chunk's share of a product: a direction for each parameter in, a piece for each out.
+Share = Callable[[list[Tensor]], tuple[Tensor, ...]]
+
+# What makes the loss of an example depend on chance or on its batch, and may be asked for by name.
+ALLOWED = ("batchnorm", "dropout")
 
 # Two evaluations of one mean loss may differ by rounding only: this many units in the last place.
 _ROUNDING_UNITS = 1e3
@@ -41,7 +47,8 @@ class CurvatureOperator:
     device: torch.device
     products: int
 
-    def _product(self, vector: Tensor) -> Tensor:
+    def _product(self, vectors: Tensor) -> Tensor:
+        """Multiply the columns of ``vectors`` (D, k)."""
         raise NotImplementedError
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
@@ -50,7 +57,7 @@ class CurvatureOperator:
         Vectors of another floating type are converted to :attr:`dtype`.
 
         Raises:
-            TypeError: ``vectors`` is not a tensor.
+            TypeError: ``vectors`` is not a tensor of real numbers.
             ValueError: Wrong length or device, or the product is not finite.
         """
         size = self.shape[1]
@@ -58,6 +65,8 @@ class CurvatureOperator:
             raise TypeError(
                 f"expected a torch tensor of length {size}, got {type(vectors).__name__}"
             )
+        if vectors.is_complex():
+            raise TypeError(f"expected real vectors, got {vectors.dtype}: multiply both parts")
         if vectors.ndim not in (1, 2) or vectors.shape[0] != size:
             raise ValueError(
                 f"expected a vector of shape ({size},) or ({size}, k), got {tuple(vectors.shape)}"
@@ -67,21 +76,17 @@ class CurvatureOperator:
                 f"the vector is on {vectors.device}, the operator on {self.device}: "
                 f"move it with v.to('{self.device}')"
             )
-        vectors = vectors.detach().to(self.dtype)
-        columns = [vectors] if vectors.ndim == 1 else list(vectors.unbind(dim=1))
-        results = []
-        for column in columns:
-            result = self._product(column)
-            self.products += 1
-            if not torch.isfinite(result).all():
-                raise ValueError(
-                    "the product is not finite: the loss or its derivatives overflow at these "
-                    "weights, or the vector holds NaN"
-                )
-            results.append(result)
-        if vectors.ndim == 1:
-            return results[0]
-        return torch.stack(results, dim=1) if results else vectors.clone()
+        columns = vectors.detach().to(self.dtype).reshape(size, -1)
+        if columns.shape[1] == 0:
+            return columns.clone()
+        result = self._product(columns)
+        self.products += columns.shape[1]
+        if not torch.isfinite(result).all():
+            raise ValueError(
+                "the product is not finite: the loss or its derivatives overflow at these "
+                "weights, or the vector holds NaN"
+            )
+        return result.reshape(vectors.shape)
 
     def to_scipy(self) -> ScipyOperator:
         """The same matrix for SciPy: a ``scipy.sparse.linalg.LinearOperator`` on numpy arrays."""
@@ -100,13 +105,144 @@ class CurvatureOperator:
         )
 
 
-class HessianOperator(CurvatureOperator):
+class _MeanLossOperator(CurvatureOperator):
+    """What the curvature matrices of one mean loss share: data, checks, chunks, kept graphs.
+
+    Subclasses implement :meth:`_share`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        data: Batch | Iterable[Batch],
+        *,
+        params: Iterable[nn.Parameter] | None = None,
+        chunk_size: int = 128,
+        memory_budget: int = 1 << 30,
+        allow: Collection[str] = (),
+        group: Any = None,
+    ) -> None:
+        if group is not None:
+            raise NotImplementedError(
+                "data sharded over processes is not supported yet: group=None"
+            )
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        if memory_budget < 0:
+            raise ValueError(f"memory_budget must be 0 bytes or more, got {memory_budget}")
+        allow = (allow,) if isinstance(allow, str) else tuple(allow)
+        for name in allow:
+            if name not in ALLOWED:
+                raise ValueError(f"allow may name {' and '.join(ALLOWED)}, got {name!r}")
+        self._model = model
+        self._loss_fn = loss_fn
+        self._params = _select_parameters(model, params)
+        self.dtype = self._params[0].dtype
+        self.device = self._params[0].device
+        size = sum(p.numel() for p in self._params)
+        self.shape = (size, size)
+        self.products = 0
+        with _untouched(model):
+            batches = _as_batches(data)
+            # With batch statistics an example's loss depends on its batch: batches stay whole.
+            whole = "batchnorm" in allow
+            self._batches = list(_split(batches, None if whole else chunk_size))
+        if not self._batches:
+            raise ValueError("the data are empty: give at least one example")
+        self._examples = sum(len(targets) for _, targets in self._batches)
+        _refuse(model, allow)
+        with _untouched(model):
+            _check_mean_loss(self._batch_loss, self._batches[0], allow)
+        self._memory_budget = memory_budget
+        self._seed = 0
+        self._graphs: dict[int, Share] = {}
+        self._graph_bytes = 0
+        self._graphs_full = memory_budget == 0
+        self._state: list[Any] = []
+
+    def _batch_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return self._loss_fn(self._model(inputs.to(self.device)), targets.to(self.device))
+
+    def _share(self, inputs: Tensor, targets: Tensor, weight: float) -> Share:
+        """Build the graph of one chunk and return its share of a product, times ``weight``."""
+        raise NotImplementedError
+
+    def _product(self, vectors: Tensor) -> Tensor:
+        sizes = [p.numel() for p in self._params]
+        directions = [
+            [d.view_as(p) for d, p in zip(column.split(sizes), self._params, strict=True)]
+            for column in vectors.unbind(dim=1)
+        ]
+        totals = [torch.zeros_like(vectors[:, 0]) for _ in directions]
+        with _untouched(self._model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            self._drop_outdated_graphs()
+            for index in range(len(self._batches)):
+                share = self._graphs.get(index) or self._build(index)
+                for total, direction in zip(totals, directions, strict=True):
+                    total += _flat(share(direction))
+        return torch.stack(totals, dim=1)
+
+    def _build(self, index: int) -> Share:
+        """The share of chunk ``index``; its graph is kept while the memory budget lasts."""
+        inputs, targets = self._batches[index]
+        if self.device.type == "cpu":
+            # Plain strides: second derivatives of channels-last images are a quarter slower.
+            inputs = inputs.flatten().view(inputs.shape)
+        weight = len(targets) / self._examples
+        torch.manual_seed(self._seed + index)  # one fixed draw of dropout masks, where allowed
+        if self._graphs_full:
+            return self._share(inputs, targets, weight)
+        with _saved_bytes({*self._params, inputs, targets}) as saved:
+            share = self._share(inputs, targets, weight)
+        # The first derivative itself, one number for each parameter, is kept as well.
+        needed = saved["bytes"] + self.shape[0] * self.dtype.itemsize
+        if self._graph_bytes + needed <= self._memory_budget:
+            self._graphs[index] = share
+            self._graph_bytes += needed
+        else:
+            self._graphs_full = True
+        return share
+
+    def _drop_outdated_graphs(self) -> None:
+        """Forget the kept graphs if weights, buffers, modes or data are not what they were.
+
+        Weights are compared by value: a change through ``.data`` leaves no other trace.
+        """
+        if self._params[0].dtype != self.dtype or self._params[0].device != self.device:
+            raise ValueError(
+                f"the model is now {self._params[0].dtype} on {self._params[0].device}, the "
+                f"operator was made for {self.dtype} on {self.device}: make a new one"
+            )
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        marks: list[int] = [module.training for module in self._model.modules()]
+        marks += [tensor._version for batch in self._batches for tensor in batch]
+        if self._state:
+            copies, old_marks = self._state
+            if (
+                marks == old_marks
+                and len(copies) == len(tensors)
+                and all(torch.equal(a, b) for a, b in zip(copies, tensors, strict=True))
+            ):
+                return
+        self._graphs.clear()
+        self._graph_bytes = 0
+        self._graphs_full = self._memory_budget == 0
+        if not self._graphs_full:
+            self._state = [[tensor.detach().clone() for tensor in tensors], marks]
+
+
+class HessianOperator(_MeanLossOperator):
     r"""The Hessian of the mean loss over all examples, at the model's current weights.
 
     .. math:: H = \nabla^2_w \, \frac1n \sum_{i=1}^n \ell\bigl(f_w(x_i), y_i\bigr)
 
-    The product uses :math:`Hv = \nabla_w \langle \nabla_w L, v \rangle`, batch by batch: a batch of
+    The product uses :math:`Hv = \nabla_w \langle \nabla_w L, v \rangle`, chunk by chunk: a chunk of
     :math:`n_b` examples enters with weight :math:`n_b / n`, so unequal batches are exact.
+
+    The graph of the gradient is kept for the next product, as many chunks of it as fit into
+    ``memory_budget``; the others are computed anew each time.
+    A product costs about 2 gradients with a kept graph and 3 without.
 
     The operator copies references to the batches once, when it is made: a loader that shuffles or
     drops its last batch still defines one fixed matrix.
@@ -116,13 +252,20 @@ class HessianOperator(CurvatureOperator):
 
     Args:
         model: Any differentiable module.
-            Modes are taken as they are: batch normalisation must be in ``eval`` mode.
+            Modes are taken as they are: call ``model.eval()`` before for batch normalisation and
+            dropout.
+            Fused attention, which has no second derivative, is replaced during a product.
         loss_fn: ``loss_fn(outputs, targets)``, the scalar **mean** loss of a batch.
         data: A pair ``(X, y)`` of tensors whose first axis is the example,
             or an iterable of such pairs, for instance a ``DataLoader``.
         params: Parameters to differentiate; ``None`` means all that require a gradient.
+            Those of one layer give that layer's diagonal block.
         chunk_size: Largest number of examples in one forward pass.
             It bounds memory and changes the result by rounding only.
+        memory_budget: Bytes that kept graphs may take; 0 keeps none.
+        allow: ``"batchnorm"`` takes batch statistics in ``train`` mode as they are: the loss of an
+            example then depends on its batch, and batches are never cut.
+            ``"dropout"`` takes one fixed draw of the random layers.
         group: Reserved for data sharded over processes; only ``None`` is accepted so far.
 
     Raises:
@@ -140,54 +283,124 @@ class HessianOperator(CurvatureOperator):
         tensor([2., 2.])
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss_fn: LossFunction,
-        data: Batch | Iterable[Batch],
-        *,
-        params: Iterable[nn.Parameter] | None = None,
-        chunk_size: int = 128,
-        group: Any = None,
-    ) -> None:
-        if group is not None:
-            raise NotImplementedError(
-                "data sharded over processes is not supported yet: group=None"
-            )
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-        self._model = model
-        self._loss_fn = loss_fn
-        self._params = _select_parameters(model, params)
-        self.dtype = self._params[0].dtype
-        self.device = self._params[0].device
-        size = sum(p.numel() for p in self._params)
-        self.shape = (size, size)
-        self.products = 0
-        with _untouched(model):
-            self._batches = list(_split(_as_batches(data), chunk_size))
-        if not self._batches:
-            raise ValueError("the data are empty: give at least one example")
-        self._examples = sum(len(targets) for _, targets in self._batches)
-        _refuse_train_batchnorm(model)
-        with _untouched(model):
-            _check_mean_loss(self._batch_loss, self._batches[0])
+    def _share(self, inputs: Tensor, targets: Tensor, weight: float) -> Share:
+        slopes = _derivatives(self._batch_loss(inputs, targets) * weight, self._params)
+        params = self._params  # a share that held the operator itself would be a cycle
+        return lambda directions: _pull_back(slopes, params, directions)
 
-    def _batch_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+
+class GaussNewtonOperator(_MeanLossOperator):
+    r"""The generalised Gauss-Newton matrix of the mean loss: curvature of the loss, not of the net.
+
+    .. math:: G = \frac1n \sum_{i=1}^n J_i^\top \, \nabla^2_f \ell(f_i, y_i) \, J_i,
+        \qquad J_i = \frac{\partial f_w(x_i)}{\partial w}
+
+    The Hessian is :math:`G` plus the curvature of the outputs weighted by the slope of the loss
+    (Schraudolph, *Fast Curvature Matrix-Vector Products for Second-Order Gradient Descent*, Neural
+    Computation 14, 2002).
+    Where the loss is convex in the outputs, as cross-entropy and squared error are, :math:`G` has
+    no negative eigenvalue.
+
+    Arguments, errors, kept graphs and guarantees are those of :class:`HessianOperator`; in
+    addition the outputs must be one tensor.
+
+    Example:
+        A model linear in its weights has no curvature of its own, so both matrices agree.
+
+        >>> import torch
+        >>> X = torch.tensor([[1., 0.], [1., 2.]])
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> G = GaussNewtonOperator(model, torch.nn.functional.mse_loss, (X, torch.zeros(2, 1)))
+        >>> G @ torch.tensor([1., 0.])
+        tensor([2., 2.])
+    """
+
+    def _share(self, inputs: Tensor, targets: Tensor, weight: float) -> Share:
         outputs = self._model(inputs.to(self.device))
-        return self._loss_fn(outputs, targets.to(self.device))
+        if not isinstance(outputs, Tensor):
+            raise ValueError(
+                f"Gauss-Newton needs one output tensor, the model returns {type(outputs).__name__}"
+            )
+        free = outputs.detach().requires_grad_()
+        loss = self._loss_fn(free, targets.to(self.device)) * weight
+        slope = _derivatives(loss, [free])
+        # J^T u is linear in u, so its derivative with respect to u, along v, is J v.
+        dummy = torch.zeros_like(outputs, requires_grad=True)
+        params = self._params
+        pulled = _derivatives(outputs, params, dummy)
 
-    def _product(self, vector: Tensor) -> Tensor:
-        sizes = [p.numel() for p in self._params]
-        directions = [
-            piece.view_as(p) for piece, p in zip(vector.split(sizes), self._params, strict=True)
-        ]
-        total = torch.zeros_like(vector)
-        with _untouched(self._model), torch.enable_grad():
-            for inputs, targets in self._batches:
-                loss = self._batch_loss(inputs, targets) * (len(targets) / self._examples)
-                total += _flat(_double_backward(loss, self._params, directions))
-        return total
+        def share(directions: list[Tensor]) -> tuple[Tensor, ...]:
+            pushed = _pull_back(pulled, [dummy], directions)
+            bent = _pull_back(slope, [free], list(pushed))
+            return _pull_back((outputs,), params, list(bent))
+
+        return share
+
+
+class ScaledOperator(CurvatureOperator):
+    r"""A symmetric matrix in other units: :math:`S A S` with a diagonal :math:`S`.
+
+    With :math:`S = \operatorname{diag}|w|` the Hessian measures relative changes of the weights
+    (Tsuzuku, Sato, Sugiyama, *Normalized Flat Minima*, ICML 2020; Kwon et al., *ASAM*, ICML 2021).
+
+    Args:
+        op: Symmetric ``(D, D)``, one of this module's operators or a plain tensor.
+        scale: The diagonal, ``(D,)``; :func:`weight_scale` makes the usual ones.
+
+    Raises:
+        ValueError: ``scale`` is not finite or not of length ``D``.
+
+    Example:
+        >>> ScaledOperator(torch.eye(2), torch.tensor([1., 3.])) @ torch.ones(2)
+        tensor([1., 9.])
+    """
+
+    def __init__(self, op: CurvatureOperator | Tensor, scale: Tensor) -> None:
+        size = op.shape[0]
+        if tuple(scale.shape) != (size,):
+            raise ValueError(f"scale must have shape ({size},), got {tuple(scale.shape)}")
+        if not torch.isfinite(scale).all():
+            raise ValueError("scale must be finite")
+        self._op = op
+        self.shape = (size, size)
+        self.dtype = op.dtype
+        self.device = op.device
+        self.products = 0
+        self._scale = scale.detach().to(dtype=op.dtype, device=op.device)[:, None]
+
+    def _product(self, vectors: Tensor) -> Tensor:
+        return self._scale * (self._op @ (self._scale * vectors))
+
+
+def weight_scale(
+    model: nn.Module, *, per: str = "weight", params: Iterable[nn.Parameter] | None = None
+) -> Tensor:
+    """The diagonal of a :class:`ScaledOperator` that makes curvature relative to the weights.
+
+    Args:
+        model: Its current weights are read.
+        per: ``"weight"``: ``|w_i|``; ``"tensor"``: the Euclidean norm of the tensor that holds
+            ``w_i``.
+        params: As for :class:`HessianOperator`.
+
+    Returns:
+        ``(D,)``, in the order of ``model.parameters()``.
+
+    Raises:
+        ValueError: ``per`` is neither.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model.weight.data = torch.tensor([[3., -4.]])
+        >>> weight_scale(model), weight_scale(model, per="tensor")
+        (tensor([3., 4.]), tensor([5., 5.]))
+    """
+    chosen = [p.detach() for p in _select_parameters(model, params)]
+    if per == "weight":
+        return _flat(p.abs() for p in chosen)
+    if per == "tensor":
+        return _flat(torch.linalg.vector_norm(p).expand_as(p) for p in chosen)
+    raise ValueError(f"per must be 'weight' or 'tensor', got {per!r}")
 
 
 def gradient(
@@ -234,24 +447,54 @@ def _flat(pieces: Iterable[Tensor]) -> Tensor:
     return torch.cat([piece.reshape(-1) for piece in pieces]).detach()
 
 
-def _double_backward(
-    loss: Tensor, params: list[nn.Parameter], directions: list[Tensor]
+def _derivatives(
+    value: Tensor, variables: list[Any], seed: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """Hessian of ``loss`` times ``directions``: the gradient of the directional derivative."""
-    grads = torch.autograd.grad(
-        loss, params, create_graph=True, allow_unused=True, materialize_grads=True
-    )
-    # A gradient that no longer depends on the weights has no graph; its share of the product is 0.
-    live = [(g, d) for g, d in zip(grads, directions, strict=True) if g.requires_grad]
-    if not live:
-        return tuple(torch.zeros_like(p) for p in params)
+    """First derivatives that can be differentiated again."""
     return torch.autograd.grad(
-        [g for g, _ in live],
-        params,
-        grad_outputs=[d for _, d in live],
+        value,
+        variables,
+        grad_outputs=seed,
+        create_graph=True,
         allow_unused=True,
         materialize_grads=True,
     )
+
+
+def _pull_back(
+    values: tuple[Tensor, ...], variables: list[Any], directions: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """The derivative of ``<values, directions>``; the graph stays for the next directions."""
+    # A value that does not depend on the variables has no graph; its share is 0.
+    live = [(v, d) for v, d in zip(values, directions, strict=True) if v.requires_grad]
+    if not live:
+        return tuple(torch.zeros_like(variable) for variable in variables)
+    return torch.autograd.grad(
+        [v for v, _ in live],
+        variables,
+        grad_outputs=[d for _, d in live],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+@contextmanager
+def _saved_bytes(free: Iterable[Tensor]) -> Iterator[dict[str, int]]:
+    """Count the bytes that autograd keeps, apart from the storages of ``free``."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in free}
+    count = {"bytes": 0}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            known.add(storage.data_ptr())
+            count["bytes"] += storage.nbytes()
+        # Detached: a tensor kept by the node that made it would be a cycle, and leak.
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield count
 
 
 def _select_parameters(
@@ -289,25 +532,37 @@ def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
         yield (item[0], item[1])
 
 
-def _split(batches: Iterable[Batch], chunk_size: int) -> Iterator[Batch]:
-    """Cut large batches into chunks, so that a forward pass never sees more than ``chunk_size``."""
+def _split(batches: Iterable[Batch], chunk_size: int | None) -> Iterator[Batch]:
+    """Cut batches into chunks of at most ``chunk_size`` examples; ``None`` leaves them whole."""
     for inputs, targets in batches:
         if len(inputs) != len(targets):
             raise ValueError(f"a batch has {len(inputs)} inputs but {len(targets)} targets")
-        for start in range(0, len(targets), chunk_size):
-            yield inputs[start : start + chunk_size], targets[start : start + chunk_size]
+        step = chunk_size or max(1, len(targets))
+        for start in range(0, len(targets), step):
+            yield inputs[start : start + step], targets[start : start + step]
 
 
-def _refuse_train_batchnorm(model: nn.Module) -> None:
+def _refuse(model: nn.Module, allow: Collection[str]) -> None:
+    """Refuse what makes the loss of an example depend on its batch or on chance."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+        if not module.training:
+            continue
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and "batchnorm" not in allow:
             raise ValueError(
                 f"batch normalisation '{name}' is in train mode, so the loss of an example depends "
-                "on its batch: call model.eval() first"
+                "on its batch: call model.eval() first, or pass allow=['batchnorm']"
+            )
+        active = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        if active and "dropout" not in allow:
+            raise ValueError(
+                f"dropout '{name}' is active (p = {module.p}): call model.eval() first, "
+                "or pass allow=['dropout'] for one fixed draw"
             )
 
 
-def _check_mean_loss(batch_loss: Callable[[Tensor, Tensor], Tensor], batch: Batch) -> None:
+def _check_mean_loss(
+    batch_loss: Callable[[Tensor, Tensor], Tensor], batch: Batch, allow: Collection[str]
+) -> None:
     """Refuse a loss that is no finite, repeatable scalar mean over the examples of a batch."""
     inputs, targets = batch
     with torch.no_grad():
@@ -318,13 +573,17 @@ def _check_mean_loss(batch_loss: Callable[[Tensor, Tensor], Tensor], batch: Batc
             raise ValueError(
                 f"the loss is {whole.item()} on the first batch: check data and weights"
             )
-        again = batch_loss(inputs, targets)
         slack = _ROUNDING_UNITS * torch.finfo(whole.dtype).eps * max(1.0, abs(float(whole)))
+        if "dropout" in allow:
+            return  # the halves of a batch would draw other masks
+        again = batch_loss(inputs, targets)
         if abs(float(whole - again)) > slack:
             raise ValueError(
                 "two passes over one batch give different losses: turn dropout and other random "
                 "layers off with model.eval()"
             )
+        if "batchnorm" in allow:
+            return  # the halves of a batch have other statistics
         half = max(1, len(targets) // 2)
         # One example is its own two halves: a mean keeps its value, a sum doubles.
         rest = slice(half, None) if len(targets) > 1 else slice(0, 1)
