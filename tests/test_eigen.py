@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy.sparse.linalg import eigsh
 from torch.nn.functional import cross_entropy
 
-from losslandscape.eigen import lambda_max, lanczos, power_iteration
+from losslandscape.eigen import lambda_max, lanczos, power_iteration, refine, top_eigenpairs
 from losslandscape.lab.models import mlp
 from losslandscape.operators import HessianOperator
 
@@ -35,6 +35,18 @@ class Counting:
         return self.matrix @ vectors
 
 
+# Clusters, degenerate and opposite pairs, tiny and huge scales, sizes 1, 2, 3 and 200.
+hard_spectra = st.builds(
+    lambda values, size, scale, signs: (
+        scale * np.resize(np.array(values) * np.where(signs, -1, 1), size)
+    ),
+    values=st.lists(
+        st.sampled_from([0.0, 1e-3, 0.5, 0.999, 1.0, 1.0 + 1e-7, 2.0, 10.0]), min_size=1, max_size=8
+    ),
+    size=st.sampled_from([1, 2, 3, 200]),
+    scale=st.sampled_from([1e-8, 1e-3, 1.0, 1e8]),
+    signs=st.booleans(),
+)
 spectra = st.lists(st.floats(-10, 10).filter(lambda x: abs(x) > 1e-3), min_size=2, max_size=12)
 
 
@@ -42,7 +54,7 @@ def assert_honest(matrix, result, tol):
     """Residuals are those of the returned pairs, and ``converged`` means what it says."""
     true = torch.linalg.vector_norm(matrix @ result.vectors - result.values * result.vectors, dim=0)
     scale = torch.linalg.matrix_norm(matrix, 2)
-    assert torch.allclose(result.residuals, true, rtol=1e-6, atol=1e-12 * float(scale) + 1e-14)
+    assert torch.allclose(result.residuals, true, rtol=1e-6, atol=1e-12 * float(scale))
     assert torch.equal(result.converged, result.residuals <= tol * result.values.abs())
     norms = torch.linalg.vector_norm(result.vectors, dim=0)
     assert torch.allclose(norms, torch.ones_like(norms))
@@ -65,6 +77,97 @@ def test_lanczos_is_honest_on_any_spectrum(values, seed, which):
     result = lanczos(matrix, which=which, seed=seed)
     assert_honest(matrix, result, 1e-3)
     assert result.converged.all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=hard_spectra, seed=st.integers(0, 1000), which=st.sampled_from(["LA", "SA", "LM"]))
+def test_every_solver_is_honest_on_hard_spectra(values, seed, which):
+    matrix = with_spectrum(values, seed)
+    k = min(3, len(values))
+    results = [
+        lanczos(matrix, k, which=which, seed=seed, tol=1e-6, max_products=250),
+        lanczos(matrix, k, which=which, seed=seed, tol=1e-6, max_products=90, max_basis=k + 4),
+        power_iteration(matrix, tol=1e-6, max_products=50, seed=seed),
+    ]
+    for result in results:
+        assert_honest(matrix, result, 1e-6)
+        assert result.products <= 250
+    found = results[0]
+    # Two hundred rows have at most eight different eigenvalues: Lanczos cannot miss an end.
+    exact = np.sort(values)
+    end = {"LA": exact[-1], "SA": exact[0], "LM": np.abs(exact).max()}[which]
+    value = float(found.values[0])
+    size = np.abs(exact).max()
+    assert abs((abs(value) if which == "LM" else value) - end) <= 1e-5 * size
+
+
+@settings(max_examples=40, deadline=None)
+@given(values=spectra, seed=st.integers(0, 1000), noise=st.sampled_from([0.0, 1e-3, 0.3]))
+def test_refine_is_honest_on_any_spectrum(values, seed, noise):
+    matrix = with_spectrum(values, seed)
+    near = lanczos(matrix + noise * with_spectrum(values[::-1], seed + 1), min(3, len(values)))
+    result = refine(matrix, near, tol=1e-6, seed=seed)
+    assert_honest(matrix, result, 1e-6)
+    assert result.converged.all()
+
+
+def test_refine_with_many_steps_restarts():
+    matrix = with_spectrum(np.linspace(0, 1, 300))
+    near = lanczos(with_spectrum(np.linspace(0, 1, 300), seed=5), max_products=10)
+    result = refine(matrix, near, tol=1e-7, max_products=200)
+    assert result.products > 24
+    assert result.converged.all()
+    assert_honest(matrix, result, 1e-7)
+
+
+def test_refine_beats_a_cold_start_on_a_nearby_matrix():
+    top = [9.0, 8.0, 7.5, 6.0, 5.0, 4.0]
+    generator = torch.Generator().manual_seed(2)
+    matrix = with_spectrum(np.concatenate([top, np.linspace(-0.5, 0.5, 394)]))
+    change = torch.randn(400, 400, generator=generator, dtype=torch.float64)
+    moved = matrix + 0.005 * (change + change.T)
+    near = lanczos(matrix, k=6, tol=1e-2)
+    warm, cold = refine(moved, near), lanczos(moved)
+    assert warm.converged.all()
+    assert warm.products <= 4 < cold.products
+    assert float(warm.values[0]) == pytest.approx(float(cold.values[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("max_basis", [6, 8, 15])
+def test_a_bounded_basis_finds_the_same_pairs(max_basis):
+    # Sixty eigenvalues near the top: far more Lanczos steps than the basis has room for.
+    values = np.concatenate([[13.0, 12.5, 12.0], np.linspace(-5, 11.5, 297)])
+    matrix = with_spectrum(values)
+    bounded = lanczos(matrix, k=3, tol=1e-8, max_products=300, max_basis=max_basis)
+    assert bounded.products > 2 * max_basis
+    assert bounded.converged.all()
+    np.testing.assert_allclose(bounded.values.numpy(), [13.0, 12.5, 12.0], rtol=1e-10)
+
+
+@settings(max_examples=60, deadline=None)
+@given(values=spectra, seed=st.integers(0, 1000), steps=st.integers(2, 6))
+def test_kato_temple_bounds_the_error_where_it_speaks(values, seed, steps):
+    # The bound supposes that Ritz values show every eigenvalue around: true where it is finite
+    # and the run saw the whole spectrum, so compare with the exact gap.
+    matrix = with_spectrum(values, seed)
+    result = lanczos(matrix, tol=1e-1, max_products=2 * len(values), seed=seed)
+    exact = torch.linalg.eigvalsh(matrix)
+    theta, residual = float(result.values[0]), float(result.residuals[0])
+    bound = float(result.kato_temple[0])
+    distances = (exact - theta).abs().sort().values
+    if np.isnan(bound) or len(values) < 2:
+        return
+    claimed_gap = residual**2 / bound if bound > 0 else 0.0
+    if claimed_gap <= float(distances[1]):  # no eigenvalue hides inside the gap
+        assert float(distances[0]) <= bound * (1 + 1e-6) + 1e-12
+
+
+def test_kato_temple_is_far_sharper_than_the_residual():
+    matrix = with_spectrum(np.concatenate([[5.0], np.linspace(-1, 1, 99)]))
+    result = lanczos(matrix, tol=1e-2)
+    error = 5.0 - float(result.values[0])
+    assert error <= float(result.kato_temple[0]) < 0.05 * float(result.residuals[0])
+    assert torch.isnan(power_iteration(matrix).kato_temple).all()
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -199,6 +302,75 @@ def test_lambda_max_sees_an_example_that_the_subsample_misses():
     assert float(result.values[0]) == pytest.approx(exact, rel=1e-3)
 
 
+@pytest.mark.parametrize("factor", [3.0, 30.0, 3000.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_lambda_max_sees_one_steep_example_among_many(factor, seed):
+    # A fitted network, 3,000 examples, and a last one whose input is large; the subsample of 200
+    # does not hold it.
+    x, y = digits_like(3000)
+    model = mlp((6, 8, 3), activation=torch.nn.ReLU, seed=seed)
+    x[-1] *= factor
+    H = HessianOperator(model, cross_entropy, (x, y), chunk_size=500)
+    exact = eigsh(H.to_scipy(), k=1, which="LA", return_eigenvectors=False)[0]
+    result = lambda_max(model, cross_entropy, (x, y), coarse_examples=200, seed=seed)
+    assert result.converged.all()
+    assert float(result.values[0]) == pytest.approx(exact, rel=1e-3)
+
+
+def test_lambda_max_sees_a_steep_example_that_is_fitted_exactly():
+    # Its loss and its gradient are zero, so neither would give it away.
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 50, generator=generator, dtype=torch.float64)
+    model = torch.nn.Linear(50, 1, bias=False, dtype=torch.float64)
+    x[-1] = 0.0
+    x[-1, 0] = 70.0
+    targets = model(x).detach() + 0.1
+    targets[-1] -= 0.1
+    exact = float(torch.linalg.eigvalsh(2 / 2000 * x.T @ x)[-1])
+    mse = torch.nn.functional.mse_loss
+    for seed in range(5):
+        result = lambda_max(model, mse, (x, targets), coarse_examples=100, seed=seed)
+        assert float(result.values[0]) == pytest.approx(exact, rel=1e-3)
+
+
+def test_lambda_max_beats_lanczos_in_passes_over_the_data():
+    model, data = mlp((6, 8, 3), seed=0), digits_like(4000)
+    fine = lambda_max(model, cross_entropy, data, coarse_examples=1000)
+    cold = lanczos(HessianOperator(model, cross_entropy, data))
+    assert fine.converged.all()
+    assert fine.products < cold.products
+    assert float(fine.values[0]) == pytest.approx(float(cold.values[0]), rel=1e-3)
+
+
+def test_top_eigenpairs_agree_with_the_dense_matrix(capsys):
+    model, data = mlp((6, 8, 3), seed=0), digits_like(100)
+    H = HessianOperator(model, cross_entropy, data)
+    dense = H @ torch.eye(H.shape[0], dtype=torch.float64)
+    exact = torch.linalg.eigvalsh(dense)
+    for which, expected in (("LA", exact.flip(0)[:4]), ("SA", exact[:4])):
+        result = top_eigenpairs(model, cross_entropy, data, 4, which=which, tol=1e-8)
+        torch.testing.assert_close(result.values, expected)
+        assert_honest(dense, result, 1e-8)
+    assert "Lanczos" in capsys.readouterr().err
+    last = list(model[-1].parameters())
+    block = top_eigenpairs(model, cross_entropy, data, 1, params=last, progress=False, tol=1e-8)
+    torch.testing.assert_close(block.values[0], torch.linalg.eigvalsh(dense[-27:, -27:])[-1])
+    assert capsys.readouterr().err == ""
+
+
+def test_subsample_is_the_same_matrix_on_fewer_examples():
+    x, y = digits_like(300)
+    model = mlp((6, 8, 3), seed=0)
+    H = HessianOperator(model, cross_entropy, [(x[:150], y[:150]), (x[150:], y[150:])])
+    rows = torch.randperm(300, generator=torch.Generator().manual_seed(4))[:40]
+    v = torch.randn(H.shape[0], dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = HessianOperator(model, cross_entropy, (x[rows], y[rows])) @ v
+    torch.testing.assert_close(H.subsample(40, seed=4) @ v, expected)
+    assert H.subsample(300).examples == 300
+    with pytest.raises(ValueError, match="between 1 and 300, got 301"):
+        H.subsample(301)
+
+
 class TestRefusals:
     @pytest.mark.parametrize("solve", [lanczos, power_iteration])
     def test_bad_numbers(self, solve):
@@ -215,6 +387,14 @@ class TestRefusals:
             solve(torch.ones(2, 3))
         with pytest.raises(ValueError, match="not finite"):
             solve(torch.full((3, 3), float("nan")))
+
+    def test_a_basis_too_small(self):
+        with pytest.raises(ValueError, match=r"max_basis must be at least k \+ 2 = 4, got 3"):
+            lanczos(torch.eye(9), k=2, max_basis=3)
+
+    def test_no_coarse_examples(self):
+        with pytest.raises(ValueError, match="coarse_examples must be at least 1, got 0"):
+            lambda_max(mlp((6, 3), seed=0), cross_entropy, digits_like(9), coarse_examples=0)
 
     def test_unknown_end(self):
         with pytest.raises(ValueError, match="which must be one of LA, SA, LM, got 'BE'"):

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from scipy.linalg import eigh_tridiagonal
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from losslandscape.operators import Batch, HessianOperator, LossFunction
 
@@ -43,6 +43,11 @@ class EigenResult:
         converged: ``(k,)`` bool, ``residuals <= tol * |values|`` and nothing weaker.
         history: ``(m, 3)`` products so far, leading value and its residual, one row per step;
             in :func:`lanczos` the residual of a step is the recurrence's estimate.
+        kato_temple: ``(k,)`` ``residuals^2 / gap``, a sharper bound on the distance to an
+            eigenvalue, where ``gap`` is the distance to the other Ritz values, their errors taken
+            off; NaN where no gap is known.
+            It supposes that no eigenvalue hides inside the gap
+            (Kato 1949, Temple 1933; Parlett, section 10.5).
     """
 
     values: Tensor  # (k,)
@@ -51,6 +56,7 @@ class EigenResult:
     products: int
     converged: Tensor  # (k,) bool
     history: Tensor  # (m, 3)
+    kato_temple: Tensor  # (k,)
 
 
 def power_iteration(
@@ -105,6 +111,7 @@ def power_iteration(
         products=products,
         converged=(residual <= tol * value.abs())[None],
         history=torch.tensor(history, dtype=torch.float64),
+        kato_temple=torch.full_like(residual, float("nan"))[None],
     )
 
 
@@ -117,6 +124,8 @@ def lanczos(
     max_products: int = 300,
     v0: Tensor | None = None,
     seed: int = 0,
+    max_basis: int | None = None,
+    progress: bool = False,
 ) -> EigenResult:
     """``k`` eigenpairs from one end of the spectrum, by Lanczos with full re-orthogonalisation.
 
@@ -124,7 +133,9 @@ def lanczos(
     as a false copy of itself.
     When the recurrence says that all ``k`` pairs are good enough, ``k`` further products measure
     their true residuals; if one fails, the iteration goes on.
-    Memory: one vector of length ``D`` per product.
+    Memory: one vector of length ``D`` per product, at most ``max_basis`` of them; a full basis is
+    replaced by its best Ritz vectors (thick restart: Wu & Simon, *SIAM J. Matrix Anal. Appl.* 22,
+    2000).
 
     Args:
         op: Symmetric, ``(D, D)``.
@@ -134,6 +145,8 @@ def lanczos(
         max_products: Upper bound on products, certificate included, never exceeded.
         v0: Start vector ``(D,)``; by default Gaussian from ``seed``.
         seed: Seed of the start vector.
+        max_basis: Most vectors held at once, at least ``k + 2``; ``None`` sets no limit.
+        progress: Show a bar over the products.
 
     Raises:
         ValueError: An argument out of range, or a product that is not finite.
@@ -145,47 +158,155 @@ def lanczos(
     if which not in ENDS:
         raise ValueError(f"which must be one of {', '.join(ENDS)}, got {which!r}")
     _check_arguments(op, k, tol, max_products, least=2 * k)
+    if max_basis is not None and max_basis < k + 2:
+        raise ValueError(f"max_basis must be at least k + 2 = {k + 2}, got {max_basis}")
     start = _start_vector(op, v0, seed)
     size = len(start)
     generator = torch.Generator().manual_seed(seed + 1)
-    basis = start[None].clone()  # rows are the Krylov vectors
-    diagonal: list[float] = []
-    off_diagonal: list[float] = []
+    space = _Basis(start)
+    projected = np.zeros((0, 0))  # basis' A basis
     history = []
     products = 0
     target = tol
+    bar = tqdm(total=max_products, desc="Lanczos", unit="product", disable=not progress)
     while True:
-        image = op @ basis[-1]
+        image = op @ space.vectors[-1]
         products += 1
         if not torch.isfinite(image).all():
             raise ValueError("a product of the operator is not finite")
-        diagonal.append(float(torch.dot(basis[-1], image)))
-        rest = _orthogonalise(image, basis)
+        rest, coefficients = _orthogonalise(image, space.vectors)
+        projected = _bordered(projected, coefficients.cpu().double().numpy())
         beta = float(torch.linalg.vector_norm(rest))
-        theta, weights = eigh_tridiagonal(np.array(diagonal), np.array(off_diagonal))
-        chosen = _pick(theta, which)[:k]
+        theta, weights = np.linalg.eigh(projected)
+        order = _pick(theta, which)
+        chosen = order[:k]
         scale = max(abs(theta[0]), abs(theta[-1]))
-        exhausted = len(diagonal) == size
+        exhausted = len(theta) == size
         # Below rounding the next direction is noise: the Krylov space is invariant.
-        invariant = beta <= size**0.5 * torch.finfo(basis.dtype).eps * max(scale, 1e-300)
-        estimates = (0.0 if invariant or exhausted else beta) * np.abs(weights[-1, chosen])
-        history.append((float(products), float(theta[chosen[0]]), float(estimates[0])))
+        invariant = beta <= size**0.5 * torch.finfo(start.dtype).eps * max(scale, 1e-300)
+        errors = (0.0 if invariant or exhausted else beta) * np.abs(weights[-1])
+        history.append((float(products), float(theta[chosen[0]]), float(errors[chosen[0]])))
+        bar.set_postfix_str(f"value {theta[chosen[0]]:.4g}, residual {errors[chosen[0]]:.1e}")
+        bar.update()
 
-        enough = len(chosen) == k and bool(np.all(estimates <= target * np.abs(theta[chosen])))
+        enough = len(chosen) == k and bool(np.all(errors[chosen] <= target * np.abs(theta[chosen])))
         last = exhausted or products + k >= max_products
         if enough or last:
-            combine = torch.as_tensor(weights[:, chosen], dtype=basis.dtype, device=basis.device)
-            result = _certify(op, basis.T @ combine, which, tol, products, history)
+            vectors = space.combine(weights[:, chosen]).T
+            others = (theta[order[k:]], errors[order[k:]])
+            result = _certify(op, vectors, which, tol, products, history, others)
             products = result.products
             if result.converged.all() or last or products + k + 1 > max_products:
+                bar.close()
                 return result
             target /= 4  # the recurrence was too hopeful in finite precision: ask it for more
+        if len(theta) == max_basis:
+            kept = order[: (k + max_basis) // 2]
+            space = _Basis(space.combine(weights[:, kept]))
+            projected = np.diag(theta[kept])
         if invariant:
-            rest = _orthogonalise(_gaussian(size, basis, generator), basis)
-            off_diagonal.append(0.0)
-        else:
-            off_diagonal.append(beta)
-        basis = torch.cat([basis, (rest / torch.linalg.vector_norm(rest))[None]])
+            rest, _ = _orthogonalise(_gaussian(size, start, generator), space.vectors)
+        space.append(rest / torch.linalg.vector_norm(rest))
+
+
+def refine(
+    op: SymmetricMatrix,
+    near: EigenResult,
+    *,
+    tol: float = 1e-3,
+    max_products: int = 100,
+    v0: Tensor | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> EigenResult:
+    r"""The largest eigenvalue of a matrix that is close to one whose top eigenpairs are known.
+
+    The known matrix may be the same Hessian on fewer examples, or before an optimizer step.
+    Each step adds to the subspace, in place of the residual ``r`` that Lanczos would add, the
+    correction
+
+    .. math:: t = -M^{-1} r + \frac{u^\top M^{-1} r}{u^\top M^{-1} u} \, M^{-1} u,
+        \qquad M = Q \Theta Q^\top - \theta I ,
+
+    where ``u, theta`` is the Ritz pair and ``Q, Theta`` are the known pairs, everything else
+    taken as flat (Davidson, *J. Comput. Phys.* 17, 1975; Olsen, Jorgensen & Simons, *Chem. Phys.
+    Lett.* 169, 1990).
+    Without known pairs (``near.vectors`` of shape ``(D, 0)``) this is the Lanczos method.
+
+    The images ``A v`` of all basis vectors are kept, so the residual of each step is a true one,
+    computed from products with ``A``, and needs no further product.
+
+    Args:
+        op: Symmetric, ``(D, D)``.
+        near: Pairs of the nearby matrix, largest first.
+        tol: Relative residual asked for.
+        max_products: Upper bound on products, never exceeded.
+        v0: Start vector ``(D,)``; by default the leading known vector.
+        seed: Seed of the directions used where a correction vanishes.
+        progress: Show a bar over the products.
+
+    Returns:
+        One eigenpair; each row of its history holds a true residual.
+
+    Raises:
+        ValueError: As for :func:`lanczos`.
+
+    Example:
+        >>> A, B = torch.diag(torch.tensor([3., 1.])), torch.tensor([[3., .1], [.1, 1.]])
+        >>> refine(B, lanczos(A)).values
+        tensor([3.0050])
+    """
+    _check_arguments(op, 1, tol, max_products, least=1)
+    if v0 is None and near.vectors.shape[1]:
+        v0 = near.vectors[:, 0]
+    start = _start_vector(op, v0, seed)
+    known_vectors = near.vectors.to(start)
+    known_values = near.values.to(start)
+    generator = torch.Generator().manual_seed(seed + 1)
+    space, images = _Basis(start), _Basis()
+    history = []
+    products = 0
+    bar = tqdm(total=max_products, desc="refine", unit="product", disable=not progress)
+    while True:
+        image = op @ space.vectors[-1]
+        products += 1
+        if not torch.isfinite(image).all():
+            raise ValueError("a product of the operator is not finite")
+        images.append(image)
+        projected = (space.vectors @ images.vectors.T).cpu().double().numpy()
+        theta, weights = np.linalg.eigh((projected + projected.T) / 2)
+        vector = space.combine(weights[:, -1:])[0]
+        image = images.combine(weights[:, -1:])[0]
+        length = torch.linalg.vector_norm(vector)
+        vector, image = vector / length, image / length
+        value = torch.dot(vector, image)
+        residual = image - value * vector
+        norm = torch.linalg.vector_norm(residual)
+        history.append((float(products), float(value), float(norm)))
+        bar.set_postfix_str(f"value {float(value):.4g}, residual {float(norm):.1e}")
+        bar.update()
+        if norm <= tol * value.abs() or products == max_products or len(theta) == len(start):
+            break
+        if len(theta) == _REFINE_BASIS:
+            kept = weights[:, -_REFINE_BASIS // 3 :]
+            space, images = _Basis(space.combine(kept)), _Basis(images.combine(kept))
+        step = _correction(known_values, known_vectors, value, vector, residual)
+        step, _ = _orthogonalise(step / torch.linalg.vector_norm(step), space.vectors)
+        if not torch.linalg.vector_norm(step) > 1e3 * torch.finfo(step.dtype).eps:
+            step, _ = _orthogonalise(_gaussian(len(start), start, generator), space.vectors)
+        space.append(step / torch.linalg.vector_norm(step))
+    bar.close()
+    # The known pairs tell where the next eigenvalue is, as far as a nearby matrix can.
+    gap = value - known_values[1:2] if len(known_values) > 1 else torch.full_like(norm, 0)[None]
+    return EigenResult(
+        values=value[None],
+        vectors=vector[:, None],
+        residuals=norm[None],
+        products=products,
+        converged=(norm <= tol * value.abs())[None],
+        history=torch.tensor(history, dtype=torch.float64),
+        kato_temple=_kato_temple(norm[None], gap),
+    )
 
 
 def lambda_max(
@@ -193,40 +314,209 @@ def lambda_max(
     loss_fn: LossFunction,
     data: Batch | Iterable[Batch],
     *,
+    params: Iterable[nn.Parameter] | None = None,
     tol: float = 1e-3,
     seed: int = 0,
-    coarse_examples: int = 2048,
+    coarse_examples: int | None = None,
     max_products: int = 100,
     chunk_size: int = 128,
+    memory_budget: int = 1 << 30,
+    progress: bool = False,
 ) -> EigenResult:
     """The algebraically largest Hessian eigenvalue on all the data, coarse to fine.
 
-    A Lanczos run on a random subsample finds a good start vector.
-    The run on all the data starts from it, blended with a random direction so that an eigenvector
-    which the subsample does not show keeps a share in the start, and certifies the result there.
+    1. A short Lanczos run on a random subsample gives approximate top eigenpairs.
+    2. The leading one, blended with a random vector to which *every* example has contributed
+       (:meth:`~losslandscape.operators.HessianOperator.curved_start`), starts the run on all the
+       data: an eigenvector that the subsample does not show keeps a share in the start.
+    3. :func:`refine` corrects it with the coarse pairs as a model of the Hessian, one pass over
+       all the data per step, until the true residual on all the data meets ``tol``.
+
+    What is certain is that an eigenvalue lies within the residual of the value.
+    That it is the largest rests on the random start, as in every Krylov method; an eigenvector
+    that carries a share of the curvature of the data cannot be missed by chance of the subsample.
 
     Args:
-        model, loss_fn, data, chunk_size: As for :class:`~losslandscape.operators.HessianOperator`.
+        model, loss_fn, data, params, chunk_size, memory_budget: As for
+            :class:`~losslandscape.operators.HessianOperator`.
         tol: Relative residual asked for on all the data.
         seed: Seed of the subsample and of the start vectors.
-        coarse_examples: Size of the subsample.
+        coarse_examples: Size of the subsample; by default a fifteenth of the data, at least 256
+            and at most 4,096.
         max_products: Bound on passes over all the data.
+        progress: Show a bar over the passes.
 
     Returns:
         One eigenpair; ``products`` counts passes over all the data, coarse work apart.
+
+    Raises:
+        ValueError: As for :class:`~losslandscape.operators.HessianOperator`, and arguments out of
+            range.
     """
-    full = HessianOperator(model, loss_fn, data, chunk_size=chunk_size)
-    inputs, targets = (torch.cat(parts) for parts in zip(*full._batches, strict=True))
-    generator = torch.Generator().manual_seed(seed)
-    start = None
-    if coarse_examples < len(targets):
-        chosen = torch.randperm(len(targets), generator=generator)[:coarse_examples]
-        subsample = (inputs[chosen], targets[chosen])
-        coarse = HessianOperator(model, loss_fn, subsample, chunk_size=chunk_size)
-        ritz = lanczos(coarse, tol=10 * tol, seed=seed).vectors[:, 0]
-        noise = _gaussian(len(ritz), ritz, generator)
-        start = ritz + 0.1 * noise / torch.linalg.vector_norm(noise)
-    return lanczos(full, tol=tol, max_products=max_products, v0=start, seed=seed)
+    full = HessianOperator(
+        model, loss_fn, data, params=params, chunk_size=chunk_size, memory_budget=memory_budget
+    )
+    if coarse_examples is None:
+        coarse_examples = min(max(full.examples // 15, 256), 4096)
+    if coarse_examples < 1:
+        raise ValueError(f"coarse_examples must be at least 1, got {coarse_examples}")
+    start = full.curved_start(seed=seed)
+    near = _no_pairs(start)
+    if coarse_examples < full.examples:
+        coarse = full.subsample(coarse_examples, seed=seed)
+        near = _ritz_pairs(coarse, coarse.curved_start(seed=seed), _COARSE_STEPS)
+        del coarse  # and its graphs
+        start = near.vectors[:, 0] + 0.1 * start
+    return refine(
+        full, near, tol=tol, max_products=max_products, v0=start, seed=seed, progress=progress
+    )
+
+
+def top_eigenpairs(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Batch | Iterable[Batch],
+    k: int = 5,
+    *,
+    which: str = "LA",
+    params: Iterable[nn.Parameter] | None = None,
+    tol: float = 1e-3,
+    seed: int = 0,
+    max_products: int = 300,
+    max_basis: int | None = None,
+    chunk_size: int = 128,
+    memory_budget: int = 1 << 30,
+    progress: bool = True,
+) -> EigenResult:
+    """``k`` eigenpairs of the Hessian on all the data, certified, with a progress bar.
+
+    :func:`lanczos`, started from a vector that is rich in directions of large curvature.
+
+    Args:
+        model, loss_fn, data, params, chunk_size, memory_budget: As for
+            :class:`~losslandscape.operators.HessianOperator`.
+        k, which, tol, seed, max_products, max_basis, progress: As for :func:`lanczos`.
+
+    Raises:
+        ValueError: As for both.
+    """
+    H = HessianOperator(
+        model, loss_fn, data, params=params, chunk_size=chunk_size, memory_budget=memory_budget
+    )
+    return lanczos(
+        H,
+        k,
+        which=which,
+        tol=tol,
+        max_products=max_products,
+        v0=H.curved_start(seed=seed),
+        seed=seed,
+        max_basis=max_basis,
+        progress=progress,
+    )
+
+
+# A refinement holds at most this many vectors and as many images.
+_REFINE_BASIS = 24
+# Lanczos steps on the subsample of lambda_max, and how many of its pairs model the Hessian.
+_COARSE_STEPS = 16
+
+
+class _Basis:
+    """Rows that grow one by one, in storage that grows by doubling."""
+
+    def __init__(self, rows: Tensor | None = None) -> None:
+        self._count = 0
+        if rows is not None:
+            self._store = rows.reshape(-1, rows.shape[-1])
+            self._count = len(self._store)
+
+    @property
+    def vectors(self) -> Tensor:
+        """The rows so far, ``(m, D)``."""
+        return self._store[: self._count]
+
+    def append(self, row: Tensor) -> None:
+        if self._count == 0:
+            self._store = row[None]
+        elif self._count == len(self._store):
+            self._store = torch.cat([self._store, torch.empty_like(self._store)])
+        self._store[self._count] = row
+        self._count += 1
+
+    def combine(self, weights: np.ndarray) -> Tensor:
+        """The combinations ``weights' rows``, one for each column of ``weights`` (m, p)."""
+        matrix = torch.as_tensor(np.ascontiguousarray(weights.T))
+        return matrix.to(self._store) @ self.vectors
+
+
+def _bordered(matrix: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """The symmetric matrix with one more row and column."""
+    larger = np.empty((len(column), len(column)))
+    larger[:-1, :-1] = matrix
+    larger[-1] = larger[:, -1] = column
+    return larger
+
+
+def _ritz_pairs(op: SymmetricMatrix, start: Tensor, steps: int) -> EigenResult:
+    """The upper half of the Ritz pairs after ``steps`` of Lanczos, with estimated residuals."""
+    space = _Basis(start / torch.linalg.vector_norm(start))
+    projected = np.zeros((0, 0))
+    while True:
+        rest, coefficients = _orthogonalise(op @ space.vectors[-1], space.vectors)
+        projected = _bordered(projected, coefficients.cpu().double().numpy())
+        beta = float(torch.linalg.vector_norm(rest))
+        if len(projected) in (steps, len(start)) or not beta > 0:
+            break
+        space.append(rest / beta)
+    theta, weights = np.linalg.eigh(projected)
+    upper = np.arange(len(theta))[::-1][: (len(theta) + 1) // 2]
+    vectors = space.combine(weights[:, upper]).T
+    residuals = torch.as_tensor(beta * np.abs(weights[-1, upper])).to(start)
+    return EigenResult(
+        values=torch.as_tensor(theta[upper]).to(start),
+        vectors=vectors,
+        residuals=residuals,
+        products=len(theta),
+        converged=torch.zeros(len(upper), dtype=torch.bool),
+        history=torch.zeros(0, 3, dtype=torch.float64),
+        kato_temple=torch.full_like(residuals, float("nan")),
+    )
+
+
+def _no_pairs(like: Tensor) -> EigenResult:
+    none = like.new_zeros(0)
+    return EigenResult(
+        values=none,
+        vectors=like.new_zeros(len(like), 0),
+        residuals=none,
+        products=0,
+        converged=none.bool(),
+        history=torch.zeros(0, 3, dtype=torch.float64),
+        kato_temple=none,
+    )
+
+
+def _correction(
+    values: Tensor, vectors: Tensor, theta: Tensor, ritz: Tensor, residual: Tensor
+) -> Tensor:
+    """Olsen's correction; without known pairs, the residual itself."""
+    if not len(values) or theta == 0:
+        return residual
+    # A known value that equals theta would divide by zero; its direction is then the Ritz vector,
+    # which the correction leaves out anyway.
+    shifted = values - theta
+    least = 1e-3 * theta.abs()
+    shifted = torch.where(shifted.abs() < least, torch.copysign(least, shifted), shifted)
+
+    def solve(right: Tensor) -> Tensor:
+        inside = vectors.T @ right
+        return vectors @ (inside / shifted + inside / theta) - right / theta
+
+    solved_residual, solved_ritz = solve(residual), solve(ritz)
+    share = torch.dot(ritz, solved_residual) / torch.dot(ritz, solved_ritz)
+    step = share * solved_ritz - solved_residual
+    return step if torch.isfinite(step).all() else residual
 
 
 def _certify(
@@ -236,14 +526,24 @@ def _certify(
     tol: float,
     products: int,
     history: list[tuple[float, float, float]],
+    others: tuple[np.ndarray, np.ndarray],
 ) -> EigenResult:
-    """Recompute values and residuals of unit ``vectors`` (D, k) from ``k`` fresh products."""
+    """Recompute values and residuals of unit ``vectors`` (D, k) from ``k`` fresh products.
+
+    ``others``: the remaining Ritz values and the estimates of their errors, for the gaps.
+    """
     vectors = vectors / torch.linalg.vector_norm(vectors, dim=0)
-    images = torch.stack([op @ column for column in vectors.unbind(dim=1)], dim=1)
+    images = op @ vectors
     values = (vectors * images).sum(dim=0)
     order = torch.as_tensor(_pick(values.cpu().numpy(), which).copy(), device=values.device)
     values, vectors, images = values[order], vectors[:, order], images[:, order]
     residuals = torch.linalg.vector_norm(images - values * vectors, dim=0)
+    rest, errors = (torch.as_tensor(other.copy()).to(values) for other in others)
+    everything = torch.cat([values, rest])
+    radius = torch.cat([residuals, errors])
+    distance = (values[:, None] - everything).abs() - radius
+    distance[range(len(values)), range(len(values))] = float("inf")  # not from itself
+    gaps = distance.min(dim=1).values if len(everything) > 1 else torch.zeros_like(values)
     return EigenResult(
         values=values,
         vectors=vectors,
@@ -251,7 +551,14 @@ def _certify(
         products=products + len(values),
         converged=residuals <= tol * values.abs(),
         history=torch.tensor(history, dtype=torch.float64),
+        kato_temple=_kato_temple(residuals, gaps),
     )
+
+
+def _kato_temple(residuals: Tensor, gaps: Tensor) -> Tensor:
+    """``residuals^2 / gaps``; NaN where the gap is not larger than the residual."""
+    bound = residuals**2 / gaps
+    return torch.where(gaps > residuals, bound, torch.full_like(bound, float("nan")))
 
 
 def _pick(values: np.ndarray, which: str) -> np.ndarray:
@@ -260,11 +567,17 @@ def _pick(values: np.ndarray, which: str) -> np.ndarray:
     return np.argsort(keys[which], kind="stable")
 
 
-def _orthogonalise(vector: Tensor, basis: Tensor) -> Tensor:
-    """Remove the components along the rows of ``basis``; twice is enough (Parlett, 6.9)."""
+def _orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of ``vector`` without its components along the rows of ``basis``, and these.
+
+    Twice is enough (Parlett, section 6.9).
+    """
+    removed = torch.zeros_like(basis[:, 0])
     for _ in range(2):
-        vector = vector - basis.T @ (basis @ vector)
-    return vector
+        components = basis @ vector
+        removed += components
+        vector = vector - basis.T @ components
+    return vector, removed
 
 
 def _gaussian(size: int, like: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -154,8 +154,9 @@ class _MeanLossOperator(CurvatureOperator):
         _refuse(model, allow)
         with _untouched(model):
             _check_mean_loss(self._batch_loss, self._batches[0], allow)
+        self._chunk_size = chunk_size
         self._memory_budget = memory_budget
-        self._seed = 0
+        self._allow = allow
         self._graphs: dict[int, Share] = {}
         self._graph_bytes = 0
         self._graphs_full = memory_budget == 0
@@ -167,6 +168,71 @@ class _MeanLossOperator(CurvatureOperator):
     def _share(self, inputs: Tensor, targets: Tensor, weight: float) -> Share:
         """Build the graph of one chunk and return its share of a product, times ``weight``."""
         raise NotImplementedError
+
+    @property
+    def examples(self) -> int:
+        """How many examples the mean is over."""
+        return self._examples
+
+    def subsample(self, count: int, *, seed: int = 0) -> Self:
+        """The same matrix on ``count`` of the examples, drawn without replacement.
+
+        Raises:
+            ValueError: ``count`` is not between 1 and the number of examples.
+        """
+        if not 1 <= count <= self._examples:
+            raise ValueError(f"count must lie between 1 and {self._examples}, got {count}")
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(self._examples, generator=generator)[:count].sort().values
+        picked, start = [], 0
+        for inputs, targets in self._batches:
+            rows = chosen[(chosen >= start) & (chosen < start + len(targets))] - start
+            start += len(targets)
+            if len(rows):
+                picked.append((inputs[rows.to(inputs.device)], targets[rows.to(targets.device)]))
+        inputs, targets = (torch.cat(parts) for parts in zip(*picked, strict=True))
+        return type(self)(
+            self._model,
+            self._loss_fn,
+            (inputs, targets),
+            params=self._params,
+            chunk_size=self._chunk_size,
+            memory_budget=self._memory_budget,
+            allow=self._allow,
+        )
+
+    def curved_start(self, *, seed: int = 0) -> Tensor:
+        r"""A random vector rich in directions of large curvature, for the price of a gradient.
+
+        .. math:: \sum_i J_i^\top \, \nabla^2_f \ell(f_i, y_i) \, \xi_i,
+            \qquad \xi_i \sim \mathcal N(0, I)
+
+        Its second moment is :math:`\sum_i J_i^\top (\nabla^2_f \ell)^2 J_i`: every example whose
+        outputs bend the loss puts its direction in, also one that no subsample holds.
+        A little white noise is added, so that no direction is left out.
+
+        Returns:
+            ``(D,)``, of unit length.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
+        with _untouched(self._model), torch.enable_grad():
+            for inputs, targets in self._batches:
+                outputs = self._model(inputs.to(self.device))
+                if not isinstance(outputs, Tensor):
+                    break
+                free = outputs.detach().requires_grad_()
+                slope = _derivatives(self._loss_fn(free, targets.to(self.device)), [free])
+                noise = torch.randn(free.shape, generator=generator, dtype=torch.float64)
+                bent = _pull_back(slope, [free], [noise.to(free) * len(targets)])
+                total += _flat(_pull_back((outputs,), self._params, list(bent)))
+        white = torch.randn(self.shape[0], generator=generator, dtype=torch.float64).to(total)
+        length = torch.linalg.vector_norm(total)
+        if not (torch.isfinite(length) and length > 0):
+            total, length = white, torch.linalg.vector_norm(white)
+        start = total / length + 0.1 * white / torch.linalg.vector_norm(white)
+        unit: Tensor = start / torch.linalg.vector_norm(start)
+        return unit
 
     def _product(self, vectors: Tensor) -> Tensor:
         sizes = [p.numel() for p in self._params]
@@ -190,7 +256,7 @@ class _MeanLossOperator(CurvatureOperator):
             # Plain strides: second derivatives of channels-last images are a quarter slower.
             inputs = inputs.flatten().view(inputs.shape)
         weight = len(targets) / self._examples
-        torch.manual_seed(self._seed + index)  # one fixed draw of dropout masks, where allowed
+        torch.manual_seed(index)  # one fixed draw of dropout masks, where allowed
         if self._graphs_full:
             return self._share(inputs, targets, weight)
         with _saved_bytes({*self._params, inputs, targets}) as saved:
