@@ -120,17 +120,18 @@ def test_refine_with_many_steps_restarts():
     assert_honest(matrix, result, 1e-7)
 
 
-def test_refine_beats_a_cold_start_on_a_nearby_matrix():
-    top = [9.0, 8.0, 7.5, 6.0, 5.0, 4.0]
+def test_known_pairs_save_products_beyond_a_good_start():
+    top = [9.0, 8.8, 8.5, 8.0, 7.0, 6.0]
     generator = torch.Generator().manual_seed(2)
     matrix = with_spectrum(np.concatenate([top, np.linspace(-0.5, 0.5, 394)]))
     change = torch.randn(400, 400, generator=generator, dtype=torch.float64)
-    moved = matrix + 0.005 * (change + change.T)
-    near = lanczos(matrix, k=6, tol=1e-2)
-    warm, cold = refine(moved, near), lanczos(moved)
-    assert warm.converged.all()
-    assert warm.products <= 4 < cold.products
-    assert float(warm.values[0]) == pytest.approx(float(cold.values[0]), rel=1e-5)
+    moved = matrix + 0.01 * (change + change.T)
+    near = lanczos(matrix, k=6, tol=1e-3)
+    corrected = refine(moved, near)
+    started = lanczos(moved, v0=near.vectors[:, 0])
+    assert corrected.converged.all()
+    assert corrected.products <= started.products // 2
+    assert float(corrected.values[0]) == pytest.approx(float(started.values[0]), rel=1e-5)
 
 
 @pytest.mark.parametrize("max_basis", [6, 8, 15])
@@ -221,6 +222,12 @@ def test_no_ghost_copies_in_float32():
     matrix = with_spectrum(np.concatenate([top, np.linspace(-1, 1, 395)]), dtype=torch.float32)
     result = lanczos(matrix, k=5, tol=1e-5, max_products=200)
     np.testing.assert_allclose(result.values.numpy(), top, rtol=1e-4)
+
+
+def test_vectors_stay_orthonormal_in_float32_on_a_graded_spectrum():
+    matrix = with_spectrum(np.geomspace(1.0, 1e-4, 300), dtype=torch.float32)
+    vectors = lanczos(matrix, k=20, tol=1e-4, max_products=290).vectors
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(20), atol=2e-6, rtol=0)
 
 
 def test_a_start_vector_in_an_invariant_subspace_is_left():
@@ -317,20 +324,23 @@ def test_lambda_max_sees_one_steep_example_among_many(factor, seed):
     assert float(result.values[0]) == pytest.approx(exact, rel=1e-3)
 
 
-def test_lambda_max_sees_a_steep_example_that_is_fitted_exactly():
-    # Its loss and its gradient are zero, so neither would give it away.
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2000, 50, generator=generator, dtype=torch.float64)
-    model = torch.nn.Linear(50, 1, bias=False, dtype=torch.float64)
+@pytest.mark.parametrize("seed", range(3))
+def test_lambda_max_sees_a_steep_example_that_is_fitted_exactly(seed):
+    # Its loss and its gradient are zero, so neither gives it away; white noise in 500 dimensions
+    # hardly touches its direction; and it beats the common direction by a tenth only.
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(400, 500, generator=generator) / 40
+    x[:, 0] = 3.0
     x[-1] = 0.0
-    x[-1, 0] = 70.0
+    x[-1, 1] = 3.0 * (1.1 * 400) ** 0.5
+    model = torch.nn.Linear(500, 1, bias=False)
     targets = model(x).detach() + 0.1
     targets[-1] -= 0.1
-    exact = float(torch.linalg.eigvalsh(2 / 2000 * x.T @ x)[-1])
+    exact = 2 / 400 * float(torch.linalg.eigvalsh(x.T @ x)[-1])
     mse = torch.nn.functional.mse_loss
-    for seed in range(5):
-        result = lambda_max(model, mse, (x, targets), coarse_examples=100, seed=seed)
-        assert float(result.values[0]) == pytest.approx(exact, rel=1e-3)
+    result = lambda_max(model, mse, (x, targets), coarse_examples=50, seed=seed)
+    assert result.converged.all()
+    assert float(result.values[0]) == pytest.approx(exact, rel=1e-3)
 
 
 def test_lambda_max_beats_lanczos_in_passes_over_the_data():

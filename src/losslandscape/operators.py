@@ -205,7 +205,7 @@ class _MeanLossOperator(CurvatureOperator):
         r"""A random vector rich in directions of large curvature, for the price of a gradient.
 
         .. math:: \sum_i J_i^\top \, \nabla^2_f \ell(f_i, y_i) \, \xi_i,
-            \qquad \xi_i \sim \mathcal N(0, I)
+            \qquad \xi_i \text{ random signs}
 
         Its second moment is :math:`\sum_i J_i^\top (\nabla^2_f \ell)^2 J_i`: every example whose
         outputs bend the loss puts its direction in, also one that no subsample holds.
@@ -223,8 +223,9 @@ class _MeanLossOperator(CurvatureOperator):
                     break
                 free = outputs.detach().requires_grad_()
                 slope = _derivatives(self._loss_fn(free, targets.to(self.device)), [free])
-                noise = torch.randn(free.shape, generator=generator, dtype=torch.float64)
-                bent = _pull_back(slope, [free], [noise.to(free) * len(targets)])
+                # Signs, not Gaussian numbers: no example draws a weight close to zero.
+                signs = 2 * torch.randint(2, free.shape, generator=generator).to(free) - 1
+                bent = _pull_back(slope, [free], [signs * len(targets)])
                 total += _flat(_pull_back((outputs,), self._params, list(bent)))
         white = torch.randn(self.shape[0], generator=generator, dtype=torch.float64).to(total)
         length = torch.linalg.vector_norm(total)

@@ -107,6 +107,15 @@ class Study:
         return records.fingerprint(content, measure)
 
 
+_TOLERANCES = {
+    "train_loss": 0.02,
+    "train_accuracy": 0.01,
+    "test_loss": 0.02,
+    "test_accuracy": 0.01,
+    "grad_norm": 0.1,
+    "lambda_max": 0.05,
+}
+
 STUDIES = {
     study.name: study
     for study in (
@@ -117,14 +126,27 @@ STUDIES = {
             recipes=tuple(RECIPES.values()),
             seeds=tuple(range(10)),
             settings=Settings(),
-            tolerances={
-                "train_loss": 0.02,
-                "train_accuracy": 0.01,
-                "test_loss": 0.02,
-                "test_accuracy": 0.01,
-                "grad_norm": 0.1,
-                "lambda_max": 0.05,
-            },
+            tolerances=_TOLERANCES,
+        ),
+        Study(
+            name="batch_size_bias",
+            purpose="How lambda_max of a batch depends on its size, on a small CNN and all of MNIST.",
+            dataset="mnist",
+            recipes=tuple(RECIPES.values()),
+            seeds=(0, 1, 2),
+            settings=Settings(
+                channels=(8, 16),
+                hidden=32,
+                batch_sizes=(
+                    (16, 200),
+                    (64, 100),
+                    (256, 50),
+                    (1024, 20),
+                    (4096, 10),
+                    (16384, 4),
+                ),
+            ),
+            tolerances=_TOLERANCES,
         ),
     )
 }
