@@ -636,8 +636,38 @@ class TestRefusals:
         model = network()
         H = HessianOperator(model, cross_entropy, classification())
         model[1].weight.data[0, 0] = float("nan")
-        with pytest.raises(ValueError, match="not finite"):
+        with pytest.raises(ValueError, match=r"weights '1\.weight' hold NaN"):
             _ = H @ random_vector(H.shape[0])
+        with pytest.raises(ValueError, match="not finite: the vector is not"):
+            _ = H @ torch.full((43,), float("nan"))
+
+    def test_nan_in_a_later_chunk(self):
+        x, y = classification()
+        x[-1, 0] = float("nan")
+        H = HessianOperator(network(), cross_entropy, (x, y), chunk_size=5)
+        with pytest.raises(ValueError, match="inputs of chunk 4 hold NaN"):
+            _ = H @ random_vector(43)
+
+    def test_what_is_no_batch(self):
+        x, y = classification()
+        for data, reason in (
+            ((x.numpy(), y.numpy()), "got ndarray and ndarray"),
+            ([(x, y.tolist())], "got a list in it"),
+            (torch.utils.data.TensorDataset(x, y), "wrap a data set in a DataLoader"),
+            (x, "got one tensor"),
+            ([x], "got Tensor"),
+            (iter([]), "read only once"),
+        ):
+            with pytest.raises(ValueError, match=reason):
+                HessianOperator(network(), cross_entropy, data)
+
+    def test_a_loss_class(self):
+        with pytest.raises(TypeError, match="class CrossEntropyLoss: give an instance"):
+            HessianOperator(network(), nn.CrossEntropyLoss, classification())
+
+    def test_half_precision(self):
+        with pytest.raises(ValueError, match=r"torch\.bfloat16: second derivatives need"):
+            HessianOperator(network().bfloat16(), cross_entropy, classification())
 
     def test_active_dropout(self):
         model = nn.Sequential(nn.Dropout(0.5), network())

@@ -9,7 +9,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from losslandscape.report import provenance
+from losslandscape.report import benchmarks, provenance
+
+TABLES = {**provenance.TABLES, **benchmarks.TABLES}
 
 
 class ProvenanceTable(SphinxDirective):
@@ -20,10 +22,10 @@ class ProvenanceTable(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """Return the table, or a sentence when there is nothing to show yet."""
         kind = self.arguments[0]
-        if kind not in provenance.TABLES:
-            raise self.error(f"unknown table {kind!r}: one of {', '.join(provenance.TABLES)}")
+        if kind not in TABLES:
+            raise self.error(f"unknown table {kind!r}: one of {', '.join(TABLES)}")
         self.env.note_reread()  # its sources are no source files of Sphinx
-        headings, rows = provenance.TABLES[kind](Path(self.env.srcdir))
+        headings, rows = TABLES[kind](Path(self.env.srcdir))
         if not rows:
             return [nodes.paragraph(text="Nothing recorded yet.")]
         return [_table(headings, rows)]

@@ -593,6 +593,8 @@ def _start_vector(op: SymmetricMatrix, v0: Tensor | None, seed: int) -> Tensor:
     if v0 is None:
         vector = _gaussian(size, like, torch.Generator().manual_seed(seed))
     else:
+        if not isinstance(v0, Tensor):
+            raise TypeError(f"v0 must be a torch tensor, got {type(v0).__name__}")
         if tuple(v0.shape) != (size,):
             raise ValueError(f"v0 must have shape ({size},), got {tuple(v0.shape)}")
         vector = v0.detach().to(like)
@@ -606,6 +608,8 @@ def _start_vector(op: SymmetricMatrix, v0: Tensor | None, seed: int) -> Tensor:
 def _check_arguments(
     op: SymmetricMatrix, k: int, tol: float, max_products: int, *, least: int
 ) -> None:
+    if isinstance(op, Tensor) and not op.is_floating_point():
+        raise ValueError(f"the matrix must hold real floating numbers, got {op.dtype}")
     rows, columns = op.shape
     if rows != columns:
         raise ValueError(f"the operator must be square, got {rows} x {columns}")

@@ -82,11 +82,14 @@ class CurvatureOperator:
         result = self._product(columns)
         self.products += columns.shape[1]
         if not torch.isfinite(result).all():
-            raise ValueError(
-                "the product is not finite: the loss or its derivatives overflow at these "
-                "weights, or the vector holds NaN"
+            reason = (
+                self._why_not_finite() if torch.isfinite(columns).all() else "the vector is not"
             )
+            raise ValueError(f"the product is not finite: {reason}")
         return result.reshape(vectors.shape)
+
+    def _why_not_finite(self) -> str:
+        return "the matrix is not"
 
     def to_scipy(self) -> ScipyOperator:
         """The same matrix for SciPy: a ``scipy.sparse.linalg.LinearOperator`` on numpy arrays."""
@@ -135,6 +138,8 @@ class _MeanLossOperator(CurvatureOperator):
         for name in allow:
             if name not in ALLOWED:
                 raise ValueError(f"allow may name {' and '.join(ALLOWED)}, got {name!r}")
+        if isinstance(loss_fn, type):
+            raise TypeError(f"loss_fn is the class {loss_fn.__name__}: give an instance")
         self._model = model
         self._loss_fn = loss_fn
         self._params = _select_parameters(model, params)
@@ -149,7 +154,9 @@ class _MeanLossOperator(CurvatureOperator):
             whole = "batchnorm" in allow
             self._batches = list(_split(batches, None if whole else chunk_size))
         if not self._batches:
-            raise ValueError("the data are empty: give at least one example")
+            raise ValueError(
+                "the data are empty: give at least one example (a generator can be read only once)"
+            )
         self._examples = sum(len(targets) for _, targets in self._batches)
         _refuse(model, allow)
         with _untouched(model):
@@ -249,6 +256,16 @@ class _MeanLossOperator(CurvatureOperator):
                 for total, direction in zip(totals, directions, strict=True):
                     total += _flat(share(direction))
         return torch.stack(totals, dim=1)
+
+    def _why_not_finite(self) -> str:
+        for number, (inputs, targets) in enumerate(self._batches):
+            for name, tensor in (("inputs", inputs), ("targets", targets)):
+                if not torch.isfinite(tensor).all():
+                    return f"the {name} of chunk {number} hold NaN or infinity"
+        for name, p in self._model.named_parameters():
+            if not torch.isfinite(p).all():
+                return f"the weights '{name}' hold NaN or infinity"
+        return "the loss or its derivatives overflow at these weights"
 
     def _build(self, index: int) -> Share:
         """The share of chunk ``index``; its graph is kept while the memory budget lasts."""
@@ -580,6 +597,10 @@ def _select_parameters(
             raise ValueError("params holds a parameter with requires_grad=False: turn it on first")
     if not chosen:
         raise ValueError("no parameter to differentiate: every one has requires_grad=False")
+    if chosen[0].dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the parameters are {chosen[0].dtype}: second derivatives need model.float()"
+        )
     if len({(p.dtype, p.device) for p in chosen}) > 1:
         raise ValueError("the parameters differ in dtype or device: move the model to one of each")
     return chosen
@@ -593,9 +614,21 @@ def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
             return
     if isinstance(data, Tensor):
         raise ValueError("data must be a pair (X, y) or an iterable of such pairs, got one tensor")
+    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], (tuple, list)):
+        kinds = " and ".join(type(part).__name__ for part in data)
+        raise ValueError(f"data must be a pair of tensors, got {kinds}: use torch.as_tensor")
     for item in data:
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
-            raise ValueError("each batch must be a pair (X, y) of tensors")
+            raise ValueError(f"each batch must be a pair (X, y), got {type(item).__name__}")
+        for part in item:
+            if not isinstance(part, Tensor):
+                raise ValueError(
+                    f"each batch must be a pair of tensors, got a {type(part).__name__} in it"
+                )
+            if part.ndim == 0:
+                raise ValueError(
+                    "the data yield single examples, not batches: wrap a data set in a DataLoader"
+                )
         yield (item[0], item[1])
 
 
@@ -661,8 +694,9 @@ def _check_mean_loss(
             whole = batch_loss(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
         if abs(float(whole) - mean) > slack:
             raise ValueError(
-                "the loss of a batch is not the mean over its examples (did you use "
-                f"reduction='sum'?): {float(whole):.6g} for the batch, {mean:.6g} from its halves"
+                f"the loss of a batch is not the mean over its examples: {float(whole):.6g} for "
+                f"the batch, {mean:.6g} from its halves (reduction='sum', class weights, ignored "
+                "labels, targets of another shape than the outputs?)"
             )
 
 

@@ -130,7 +130,7 @@ STUDIES = {
         ),
         Study(
             name="batch_size_bias",
-            purpose="How lambda_max of a batch depends on its size, on a small CNN and all of MNIST.",
+            purpose="lambda_max of single batches by batch size, for a small CNN on MNIST.",
             dataset="mnist",
             recipes=tuple(RECIPES.values()),
             seeds=(0, 1, 2),

@@ -71,7 +71,7 @@ RECIPES = {
 }
 # An epoch of digits is 23 steps, one of MNIST 938. On digits the low learning rate gets the 4,600
 # steps that five epochs of MNIST are; the other two recipes are done long before that.
-DIGITS_EPOCHS = {"Sharp_SGD_HighLR": 30, "Flat_SGD_LowLR": 200, "Adam_Default": 30}
+DIGITS_EPOCHS = {"Sharp_SGD_HighLR": 20, "Flat_SGD_LowLR": 200, "Adam_Default": 20}
 
 
 def recipe_for(name: str, dataset: Dataset) -> Recipe:
@@ -129,6 +129,8 @@ def train(
         RecipeError: Unknown recipe.
         FloatingPointError: The loss is no longer finite.
     """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(f"dataset must be a Dataset, got {dataset!r}: call load_dataset first")
     if isinstance(recipe, str):
         recipe = recipe_for(recipe, dataset)
     if model is None:
