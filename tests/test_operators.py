@@ -584,6 +584,23 @@ class TestScaled:
             ScaledOperator(torch.eye(2), torch.tensor([1.0, float("inf")]))
 
 
+@pytest.mark.parametrize("kind", ["HessianLinearOperator", "GGNLinearOperator"])
+def test_agrees_with_an_independent_library(kind):
+    curvlinops = pytest.importorskip("curvlinops")
+    x, y = classification()
+    model = network()
+    batches = [(x[:15], y[:15]), (x[15:], y[15:])]  # of unequal size
+    params = list(model.parameters())
+    theirs = getattr(curvlinops, kind)(
+        model, nn.CrossEntropyLoss(), params, batches, check_deterministic=False
+    )
+    ours = {"HessianLinearOperator": HessianOperator, "GGNLinearOperator": GaussNewtonOperator}[
+        kind
+    ]
+    V = random_vector(43, columns=3)
+    torch.testing.assert_close(ours(model, cross_entropy, batches) @ V, theirs @ V)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("operator", [HessianOperator, GaussNewtonOperator])
 def test_cuda_agrees_with_the_cpu(operator):

@@ -232,6 +232,8 @@ def refine(
     taken as flat (Davidson, *J. Comput. Phys.* 17, 1975; Olsen, Jorgensen & Simons, *Chem. Phys.
     Lett.* 169, 1990).
     Without known pairs (``near.vectors`` of shape ``(D, 0)``) this is the Lanczos method.
+    After a step that did not halve the residual, the next one is Lanczos' too: known pairs that
+    mislead cost little.
 
     The images ``A v`` of all basis vectors are kept, so the residual of each step is a true one,
     computed from products with ``A``, and needs no further product.
@@ -290,7 +292,11 @@ def refine(
         if len(theta) == _REFINE_BASIS:
             kept = weights[:, -_REFINE_BASIS // 3 :]
             space, images = _Basis(space.combine(kept)), _Basis(images.combine(kept))
-        step = _correction(known_values, known_vectors, value, vector, residual)
+        # Where the known pairs mislead, the residual itself is the better direction.
+        misled = len(history) > 1 and history[-1][2] > 0.5 * history[-2][2]
+        step = residual
+        if not misled:
+            step = _correction(known_values, known_vectors, value, vector, residual)
         step, _ = _orthogonalise(step / torch.linalg.vector_norm(step), space.vectors)
         if not torch.linalg.vector_norm(step) > 1e3 * torch.finfo(step.dtype).eps:
             step, _ = _orthogonalise(_gaussian(len(start), start, generator), space.vectors)
@@ -341,8 +347,8 @@ def lambda_max(
             :class:`~losslandscape.operators.HessianOperator`.
         tol: Relative residual asked for on all the data.
         seed: Seed of the subsample and of the start vectors.
-        coarse_examples: Size of the subsample; by default a fifteenth of the data, at least 256
-            and at most 4,096.
+        coarse_examples: Size of the subsample; by default a fifteenth of the data, at least 512
+            and at most 4,096, and none below 4,096 examples, where it would save nothing.
         max_products: Bound on passes over all the data.
         progress: Show a bar over the passes.
 
@@ -357,7 +363,8 @@ def lambda_max(
         model, loss_fn, data, params=params, chunk_size=chunk_size, memory_budget=memory_budget
     )
     if coarse_examples is None:
-        coarse_examples = min(max(full.examples // 15, 256), 4096)
+        enough = full.examples >= _COARSE_FROM
+        coarse_examples = min(max(full.examples // 15, 512), 4096) if enough else full.examples
     if coarse_examples < 1:
         raise ValueError(f"coarse_examples must be at least 1, got {coarse_examples}")
     start = full.curved_start(seed=seed)
@@ -418,8 +425,10 @@ def top_eigenpairs(
 
 # A refinement holds at most this many vectors and as many images.
 _REFINE_BASIS = 24
-# Lanczos steps on the subsample of lambda_max, and how many of its pairs model the Hessian.
+# Lanczos steps on the subsample of lambda_max; the upper half of its pairs models the Hessian.
 _COARSE_STEPS = 16
+# Fewer examples than this are cheap enough without a subsample.
+_COARSE_FROM = 4096
 
 
 class _Basis:

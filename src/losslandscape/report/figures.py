@@ -311,3 +311,124 @@ def power_race(curves: Mapping[str, tuple[Any, Any]], *, tolerance: float = 1e-3
     axes[0, 0].set_ylabel(r"residual / $|\theta|$")
     axes[0, -1].legend(loc="upper right", frameon=False)
     return figure
+
+
+def residual_race(histories: Mapping[str, Any], *, tolerance: float = 1e-3) -> Figure:
+    """Relative residual by pass over all the data, one line per method (chapter 3).
+
+    Args:
+        histories: ``(m, 3)`` passes, value and residual by name of the method, slowest first.
+        tolerance: Drawn as a horizontal line.
+    """
+    figure, axes = panels(height=3.4)
+    looks = (
+        {"color": "0.45", "marker": "v", "linestyle": ":"},
+        {"color": "#0072B2", "marker": "o", "linestyle": "-."},
+        {"color": "#009E73", "marker": "^", "linestyle": "--"},
+        {"color": "#D55E00", "marker": "s", "linestyle": "-"},
+    )
+    for (name, history), look in zip(histories.items(), looks, strict=True):
+        axes.semilogy(history[:, 0], history[:, 2] / abs(history[:, 1]), label=name, **look)
+    axes.axhline(tolerance, color="0.5", linewidth=1)
+    axes.set(xlabel="passes over all the images", ylabel=r"residual / $|\theta|$")
+    axes.legend(loc="lower left", fontsize=8, frameon=False)
+    return figure
+
+
+def batch_size_bias(runs: Mapping[str, list[Mapping[str, Any]]]) -> Figure:
+    """Mean lambda_max of a batch by its size, over the value on all images (chapter 4).
+
+    Args:
+        runs: Configuration -> results per seed; bars are two standard errors of the mean.
+    """
+    figure, axes = panels(height=3.3)
+    for name, look in CONFIGURATIONS.items():
+        for number, run in enumerate(runs[name]):
+            whole = run["lambda_max"]["value"]
+            sizes = [int(size) for size in run["batch_lambda_max"]]
+            batches = [np.array(found) / whole for found in run["batch_lambda_max"].values()]
+            means = [found.mean() for found in batches] + [1.0]
+            errors = [2 * found.std(ddof=1) / len(found) ** 0.5 for found in batches] + [0.0]
+            axes.errorbar(
+                [*sizes, run["lambda_max"]["images"]],
+                means,
+                yerr=errors,
+                capsize=2,
+                alpha=0.8,
+                **{**look, "label": look["label"] if number == 0 else None},
+            )
+    axes.axhline(1.0, color="0.5", linewidth=1)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="images in the batch",
+        ylabel=r"mean $\lambda_{\max}(H_B)\,/\,\lambda_{\max}(H)$",
+    )
+    _name_configurations(figure, axes)
+    return figure
+
+
+def spectrum_trace_error(errors: Mapping[str, Mapping[str, tuple[Any, Any]]]) -> Figure:
+    """Error of trace estimates against products, one panel per matrix (chapter 5).
+
+    Args:
+        errors: Per panel, per method, products ``(m,)`` and relative root mean square errors
+            ``(m,)``.
+    """
+    figure, axes = panels(1, len(errors), sharey=True, squeeze=False)
+    for axis, (name, methods) in zip(axes[0], errors.items(), strict=True):
+        for (method, (products, values)), look in zip(methods.items(), ORDERS, strict=False):
+            axis.loglog(products, values, **look, label=method)
+        axis.set_xticks(products, [str(count) for count in products])
+        axis.minorticks_off()
+        axis.set_xlabel(f"products, {name}")
+    axes[0, 0].set_ylabel("error / trace")
+    axes[0, 0].legend(loc="lower left", frameon=False)
+    return figure
+
+
+def spectrum_density(stages: Mapping[str, tuple[Any, Any, Any, Any]]) -> Figure:
+    """Densities of eigenvalues from quadrature over the exact ones, panel by panel (chapter 5).
+
+    Args:
+        stages: Per panel the grid, the density, its standard error and the exact density
+            smoothed in the same way, each ``(G,)``.
+    """
+    figure, axes = panels(len(stages), 1, height=2.0 * len(stages), sharex=True, squeeze=False)
+    for axis, (name, (grid, density, stderr, exact)) in zip(
+        axes[:, 0], stages.items(), strict=True
+    ):
+        axis.fill_between(
+            grid, density - 2 * stderr, density + 2 * stderr, color="#0072B2", alpha=0.2, lw=0
+        )
+        axis.plot(grid, exact, color="#D55E00", linestyle="--", label="exact")
+        axis.plot(grid, density, color="#0072B2", linewidth=1, label="quadrature")
+        axis.set_xscale("symlog", linthresh=0.1, linscale=0.5)
+        axis.set_yscale("log")
+        axis.set_ylim(1e-4, 1e3)
+        axis.set_ylabel("density")
+        axis.text(0.03, 0.93, name, transform=axis.transAxes, va="top", weight="bold")
+    axes[0, 0].legend(loc="upper right", frameon=False)
+    axes[-1, 0].set_xticks([-1, -0.1, 0, 0.1, 1], ["-1", "-0.1", "0", "0.1", "1"])
+    axes[-1, 0].set_xlabel(r"eigenvalue $\lambda$ (nats per weight$^2$)")
+    return figure
+
+
+def spectrum_outliers(eigenvalues: Mapping[str, Mapping[str, Any]], last_outlier: int) -> Figure:
+    """Largest eigenvalues in order, one panel per stage, one line per matrix (chapter 5).
+
+    Args:
+        eigenvalues: Per stage and matrix the largest eigenvalues ``(k,)``, descending.
+        last_outlier: A line is drawn behind this position.
+    """
+    figure, axes = panels(1, len(eigenvalues), sharey=True, squeeze=False)
+    for axis, (name, matrices) in zip(axes[0], eigenvalues.items(), strict=True):
+        for (matrix, values), look in zip(matrices.items(), ORDERS, strict=False):
+            places = np.arange(1, len(values) + 1)
+            axis.semilogy(places, values, **{**look, "markersize": 4}, label=matrix)
+        axis.axvline(last_outlier + 0.5, **REFERENCE)
+        axis.set_xticks([1, 5, 10, 15])
+        axis.set_xlabel(f"$k$, {name}")
+    axes[0, 0].set_ylabel(r"eigenvalue $\lambda_k$")
+    axes[0, 0].legend(loc="lower left", frameon=False)
+    return figure
