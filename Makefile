@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.losslandscape-installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book notebooks test lint clean
+.PHONY: help setup book notebooks test lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -35,6 +35,10 @@ test: $(INSTALLED)  ## Run the tests, the notebooks against their stored outputs
 
 lint: $(INSTALLED)  ## Style, types and the direction of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+bench: $(INSTALLED)  ## Compare with public tools (20 minutes); writes book/records/benchmarks
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[book,dev,bench]"
+	$(BIN)/python benchmarks/run.py
 
 clean:  ## Remove what was built (.venv stays)
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache

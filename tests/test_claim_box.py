@@ -44,6 +44,7 @@ def build(tmp_path, monkeypatch):
                     "exclude_patterns": ["_out", "_trees"],
                     "suppress_warnings": ["toc.not_included"],
                     "nitpicky": True,
+                    "nitpick_ignore": [("std:ref", "how-claims-are-judged")],
                 },
                 status=None,
                 warning=warnings,
@@ -59,7 +60,7 @@ def test_box_shows_statement_test_and_body(build):
     warnings, html = build({"page.md": BOX})
     assert warnings == ""
     page = html["page"]
-    assert "Claim C1 - section 1.1, eq. 1" in page
+    assert "Claim C1 - paper, section 1.1, eq. 1" in page
     assert "second-order Taylor polynomial" in page
     assert "abs(slope - k - 1) &lt;= .1 for every k" in page
     assert "The slope <em>is</em> as predicted." in page
@@ -72,6 +73,15 @@ def test_every_registered_claim_has_a_box(build):
     warnings, html = build({"page.md": page})
     assert warnings == ""
     assert html["page"].count('class="claim admonition"') == 38
+
+
+def test_rules_are_listed_and_the_box_leads_to_them(build):
+    rules = "\n(how-claims-are-judged)=\n## Rules\n\n```{registered} rules\n```\n"
+    warnings, html = build({"page.md": BOX + rules})
+    assert warnings == ""
+    assert "<strong>by interval:</strong>" in html["page"]
+    assert "one certified violation, refuted" in html["page"]
+    assert 'href="#how-claims-are-judged"' in html["page"]
 
 
 def test_unknown_claim_is_an_error_that_names_it_and_the_line(build):

@@ -398,9 +398,9 @@ def spectrum_density(stages: Mapping[str, tuple[Any, Any, Any, Any]]) -> Figure:
     for axis, (name, (grid, density, stderr, exact)) in zip(
         axes[:, 0], stages.items(), strict=True
     ):
-        axis.fill_between(
-            grid, density - 2 * stderr, density + 2 * stderr, color="#0072B2", alpha=0.2, lw=0
-        )
+        # Errors of the logarithm, because the axis is one.
+        factor = np.exp(2 * np.minimum(stderr / np.maximum(density, 1e-12), 3))
+        axis.fill_between(grid, density / factor, density * factor, color="#0072B2", alpha=0.2)
         axis.plot(grid, exact, color="#D55E00", linestyle="--", label="exact")
         axis.plot(grid, density, color="#0072B2", linewidth=1, label="quadrature")
         axis.set_xscale("symlog", linthresh=0.1, linscale=0.5)
@@ -430,5 +430,5 @@ def spectrum_outliers(eigenvalues: Mapping[str, Mapping[str, Any]], last_outlier
         axis.set_xticks([1, 5, 10, 15])
         axis.set_xlabel(f"$k$, {name}")
     axes[0, 0].set_ylabel(r"eigenvalue $\lambda_k$")
-    axes[0, 0].legend(loc="lower left", frameon=False)
+    _name_configurations(figure, axes[0, 0])
     return figure

@@ -1,0 +1,333 @@
+"""The benchmark's record, its judge and its tables: what they say is what was measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from losslandscape.lab import records
+from losslandscape.lab.records import Record
+from losslandscape.report import benchmarks
+
+ROOT = Path(__file__).parents[1]
+ROUNDING = 1e-5
+
+
+def eigen(seconds, error=1e-6, says=True, verdict="true", products=8):
+    return {
+        "seed": 0,
+        "seconds": seconds,
+        "gradient_seconds": 0.1,
+        "products": products,
+        "error": error,
+        "says": says,
+        "tol": 1e-3 if says is not None else None,
+        "true_residual": 1e-4,
+        "verdict": verdict,
+    }
+
+
+def row(tool, rounds, task="lambda_max", status="ok", **more):
+    return {"task": task, "tool": tool, "call": "solve", "status": status, "rounds": rounds, **more}
+
+
+def record(rows=(), scaling=()):
+    reference = {"values": [10.0, 5.0], "smallest": -1.0, "trace": 50.0, "loss": 0.1}
+    return Record(
+        study="benchmarks",
+        configuration="mnist",
+        seed=0,
+        fingerprint="f",
+        recipe={},
+        settings={"images": 2048, "parameters": 7, "dtype": "float32"},
+        dataset={"name": "mnist", "sha256": "d"},
+        environment={
+            "python": "3",
+            "torch": "2",
+            "numpy": "2",
+            "packages": {"PyHessian": "not installed"},
+            "machine": "m",
+            "processor": "p",
+            "threads": 1,
+            "allocator": "default",
+            "commit": "c" * 40 + "+",
+        },
+        timing={
+            "finished": "2026-01-02T03:04:05+00:00",
+            "cpu_seconds": 60.0,
+            "load_before": 0.1,
+            "load_after": 0.2,
+        },
+        results={"reference": reference, "rows": list(rows), "scaling": list(scaling)},
+    )
+
+
+def scaled(images, seconds, peak, history, says=True, verdict="true", passes=5.0):
+    return {
+        "images": images,
+        "seconds": seconds,
+        "memory_before": 10,
+        "memory_peak": peak,
+        "data_bytes": 100,
+        "counted_products": len(history),
+        "passes": passes,
+        "value": history[-1][1],
+        "residual": 1e-4,
+        "says": says,
+        "history": history,
+        "true_residual": 1e-4,
+        "verdict": verdict,
+    }
+
+
+HISTORY = [[1, 8.0, 1.0], [2, 9.995, 0.1], [3, 10.0, 0.01]]
+
+
+class TestTables:
+    def test_ratios_are_taken_within_a_round(self):
+        ours = row("losslandscape", [eigen(1.0), eigen(2.0), eigen(10.0)])
+        peer = row("PyHessian", [eigen(1.0), eigen(8.0), eigen(9.0)])
+        assert benchmarks.ratio(peer, ours) == 1.0  # of 1, 4 and 0.9; the medians would give 4
+        assert benchmarks.ratio(row("PyHessian", []), ours) is None
+
+    def test_a_tool_is_right_only_if_it_was_in_every_round(self):
+        assert benchmarks.meets(row("x", [eigen(1, error=1e-3)]))
+        assert not benchmarks.meets(row("x", [eigen(1, error=1e-6), eigen(1, error=1.1e-3)]))
+        assert not benchmarks.meets(row("x", []))
+
+    def test_a_missing_and_a_failing_tool_are_lines(self):
+        table = benchmarks.eigen_table(
+            record(
+                [
+                    row("losslandscape", [eigen(1.0)]),
+                    row("PyHessian", [], status="not installed"),
+                    row("curvlinops", [], status="raises", message="TypeError: no"),
+                ]
+            )
+        )
+        assert table.loc[("PyHessian", "solve"), "products"] == "not installed"
+        assert table.loc[("curvlinops", "solve"), "products"] == "TypeError: no"
+        assert table.loc[("curvlinops", "solve"), "CPU s"] == "-"
+
+    def test_one_false_certificate_is_enough(self):
+        told = [eigen(1), eigen(1, verdict="false")]
+        assert benchmarks.truthful(row("x", told)) == "no"
+        assert benchmarks.truthful(row("x", [eigen(1)])) == "yes"
+        assert benchmarks.truthful(row("x", [eigen(1, says=None, verdict="nothing said")])) == "-"
+        assert benchmarks.says(row("x", [eigen(1, says=None)])) == "nothing"
+
+    def test_every_directive_table_has_a_text_for_every_heading(self, tmp_path):
+        one = {"mass": 1.0, "mean": 1.0, "square": 9.0, "density_right": False}
+        dense = eigen(1) | one | {"quadrature_right": True}
+        traced = eigen(1) | {"values": [49.0], "stderr": None}
+        full = record(
+            [
+                row("losslandscape", [eigen(1.0)]),
+                row("losslandscape", [eigen(1.0)], task="top_5"),
+                row("losslandscape", [eigen(1.0)], task="product", error=1e-6),
+                row("losslandscape", [eigen(1.0)], task="warm"),
+                row("losslandscape", [dense], task="density"),
+                row("losslandscape", [traced], task="trace"),
+            ],
+            [scaled(2000, 1.0, 200, HISTORY)],
+        )
+        records.save(full, tmp_path / "book" / "records" / "benchmarks")
+        for name, table in benchmarks.TABLES.items():
+            headings, lines = table(tmp_path)
+            assert lines, name
+            for line in lines:
+                assert len(line) == len(headings), name
+                assert all(isinstance(text, str) and text for text in line), name
+
+    def test_before_the_first_benchmark_there_is_nothing(self, tmp_path):
+        (tmp_path / "book" / "records").mkdir(parents=True)
+        assert all(table(tmp_path) == ([], []) for table in benchmarks.TABLES.values())
+
+
+class TestGoals:
+    def test_the_limits_are_those_set_before_the_first_measurement(self):
+        limits = [limit for _, limit, _, _ in benchmarks.goals(record())]
+        assert limits == [10, 0.25, 2.0, 2, 4, 5.5, 1.2, 1.2, 0.5, 3]
+
+    def test_what_is_not_measured_is_not_met(self):
+        assert set(benchmarks.goals_table(record())["verdict"]) == {"not measured"}
+
+    @pytest.mark.parametrize(("products", "verdict"), [(10, "met"), (11, "missed")])
+    def test_a_miss_is_called_one(self, products, verdict):
+        ours = row("losslandscape", [eigen(1.0), eigen(1.0, products=products)])
+        assert benchmarks.goals_table(record([ours]))["verdict"].iloc[0] == verdict
+
+    @pytest.mark.parametrize("change", [{"says": False}, {"verdict": "false"}])
+    def test_products_without_a_true_certificate_do_not_count(self, change):
+        ours = row("losslandscape", [eigen(1.0), {**eigen(1.0), **change}])
+        assert benchmarks.goals_table(record([ours]))["verdict"].iloc[0] == "not measured"
+
+    def test_the_fastest_peer_is_right_and_not_half_ours(self):
+        def share(*peers):
+            ours = row("losslandscape", [eigen(1.0)])
+            return benchmarks.share_of_fastest_peer(
+                record([ours, *peers]), "lambda_max", lambda entry: entry["error"] <= 1e-3
+            )
+
+        wrong = row("PyHessian", [eigen(0.1, error=1e-2)])
+        half = row("SciPy on our operator", [eigen(0.2)])
+        assert share(wrong, half) is None
+        assert share(wrong, half, row("curvlinops", [eigen(5.0)]), row("x", [eigen(4.0)])) == 0.25
+
+    def test_a_wrong_answer_of_ours_is_no_fast_one(self):
+        ours = row("losslandscape", [eigen(1.0, error=1.0)])
+        told = record([ours, row("curvlinops", [eigen(5.0)])])
+        assert benchmarks.goals(told)[1][2] is None
+
+    def test_scaling_compares_the_largest_with_the_smallest(self):
+        runs = [
+            scaled(2000, 1.0, 200, HISTORY),
+            scaled(60_000, 45.0, 210, HISTORY, passes=5.6),
+        ]
+        told = {name: (m, limit) for name, limit, m, _ in benchmarks.goals(record([], runs))}
+        values = [m for m, _ in told.values()][3:8]
+        assert values == [2, 3, 5.6, 1.5, 1.1]
+
+    def test_a_value_that_leaves_again_has_not_arrived(self):
+        history = [[1, 10.0, 1.0], [2, 9.0, 0.1], [3, 10.0, 0.01]]
+        assert benchmarks._passes_to_value(scaled(9, 1, 1, history)) == 3
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    """The benchmark's own module, which no package holds."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("judge")
+
+
+class TestJudge:
+    exact = torch.diag(torch.tensor([10.0, 5.0, 1.0], dtype=torch.float64))
+
+    def answer(self, judge, tilt, converged, tol=1e-3):
+        vector = torch.tensor([[1.0], [tilt], [0.0]])
+        return judge.certificate(self.exact, judge.Answer([10.0], vector, converged, tol))
+
+    def test_verdicts(self, judge):
+        # The residual of (1, t, 0) is about 5 t, relative to 10: t / 2.
+        assert self.answer(judge, 1e-3, True)["verdict"] == "true"
+        assert self.answer(judge, 1e-2, True)["verdict"] == "false"
+        assert self.answer(judge, 1e-2, False)["verdict"] == "true"
+        assert self.answer(judge, 1e-3, False)["verdict"] == "too modest"
+        assert self.answer(judge, 1e-2, None)["verdict"] == "nothing said"
+        assert self.answer(judge, 1e-2, True)["true_residual"] == pytest.approx(5e-3, rel=1e-3)
+
+    def test_products_are_counted_by_columns_and_by_size(self, judge):
+        import losslandscape as ll
+
+        model = torch.nn.Linear(2, 1)
+        data = torch.ones(4, 2), torch.ones(4, 1)
+        whole = ll.HessianOperator(model, torch.nn.functional.mse_loss, data)
+        half = ll.HessianOperator(
+            model, torch.nn.functional.mse_loss, tuple(part[:2] for part in data)
+        )
+        with judge.counting(4) as count:
+            whole @ torch.ones(3)
+            whole @ torch.ones(3, 5)
+            half @ torch.ones(3, 3)
+        whole @ torch.ones(3)
+        assert (count.products, count.passes) == (6, 7.5)
+
+    def test_a_density_is_right_when_mass_and_moments_are(self, judge):
+        grid = torch.linspace(-1, 3, 4001, dtype=torch.float64)
+        bump = torch.exp(-((grid - 1) ** 2) / 0.02) / (0.02 * torch.pi) ** 0.5
+        reference = {
+            "trace": 3.0,
+            "frobenius2": 3.03,
+            "probe_trace_sd": 0.01,
+            "probe_square_sd": 0.01,
+        }
+        problem = SimpleNamespace(reference=reference, size=3)
+
+        def told(**extra):
+            answer = judge.Answer([], extra={"probes": 4, "grid": grid, "density": bump, **extra})
+            return judge.density(problem, answer)
+
+        assert told()["density_right"]
+        assert told()["quadrature_right"]
+        reference["frobenius2"] = 3.3
+        assert not told()["density_right"]
+        # A curve too narrow by 0.1 squared: no smoothing can be taken off to make it right.
+        assert not told(sigma=0.1)["quadrature_right"]
+        reference["frobenius2"] = 3.0
+        assert not told()["density_right"]
+        assert told(sigma=0.1)["quadrature_right"]
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    found = benchmarks.load(ROOT)
+    if found is None:
+        pytest.skip("no benchmark is recorded yet: run make bench")
+    return found
+
+
+class TestRecord:
+    def test_it_was_made_as_the_page_says(self, recorded):
+        assert recorded.environment["threads"] == 1
+        assert recorded.environment["allocator"] == "default"
+        assert "not installed" not in recorded.environment["packages"].values()
+        assert recorded.settings["images"] == 2048 or recorded.dataset["name"] == "digits"
+
+    def test_every_part_and_every_tool_is_there(self, recorded):
+        rows = recorded.results["rows"]
+        tasks = {"lambda_max", "top_5", "density", "trace", "warm", "product"}
+        assert {r["task"] for r in rows} == tasks
+        for task in ("lambda_max", "top_5", "density", "trace", "product"):
+            tools = {r["tool"] for r in rows if r["task"] == task}
+            assert tools >= {"losslandscape", "PyHessian", "hessian-eigenthings", "curvlinops"}
+        if recorded.dataset["name"] == "mnist":
+            assert recorded.results["scaling"][-1]["images"] == 60_000
+
+    def test_every_call_was_measured_in_every_round_or_says_why_not(self, recorded):
+        for r in recorded.results["rows"]:
+            if r["status"] == "ok":
+                assert len(r["rounds"]) == recorded.settings["rounds"][r["task"]], r
+                assert all(entry["seconds"] > 0 for entry in r["rounds"])
+            else:
+                assert r["status"] == "not installed" or r["message"], r
+
+    def test_errors_follow_from_the_values(self, recorded):
+        truth = recorded.results["reference"]["values"]
+        for r in recorded.results["rows"]:
+            if r["task"] in ("lambda_max", "top_5"):
+                for entry in r["rounds"]:
+                    errors = [
+                        abs(v - t) / abs(t) for v, t in zip(entry["values"], truth, strict=False)
+                    ]
+                    assert entry["error"] == pytest.approx(max(errors))
+
+    def test_verdicts_follow_from_the_true_residuals(self, recorded):
+        for r in recorded.results["rows"]:
+            for entry in r["rounds"]:
+                if entry.get("says") is True:
+                    holds = entry["true_residual"] <= entry["tol"] + ROUNDING
+                    assert entry["verdict"] == ("true" if holds else "false")
+
+    def test_what_we_certify_is_true(self, recorded):
+        ours = [r for r in recorded.results["rows"] if r["tool"] == "losslandscape"]
+        for r in ours:
+            assert all(entry.get("verdict", "true") != "false" for entry in r["rounds"]), r
+        assert all(run["verdict"] != "false" for run in recorded.results.get("scaling", []))
+
+    def test_the_reference_is_what_it_claims(self, recorded):
+        reference = recorded.results["reference"]
+        for value, residual in zip(reference["values"], reference["residuals"], strict=True):
+            assert residual <= 1e-10 * abs(value)
+        # The exact trace against the mean of Rademacher probes, which knows nothing of the theory.
+        scatter = reference["probe_trace_sd"] / 10
+        assert abs(reference["probe_trace"] - reference["trace"]) <= 4 * scatter
+
+    def test_no_path_of_a_machine_is_in_it(self, recorded):
+        text = json.dumps(recorded.results) + json.dumps(recorded.environment)
+        assert not re.search(r'"[^"]*/(?:home|tmp|root|usr|work|opt|Users)/', text)
