@@ -126,6 +126,14 @@ class TestTraceAndMoments:
                 estimates = [run.rows[name][row] for run in runs]
                 assert 0.75 < honesty(estimates, float(truth[row])) < 1.25, (name, row)
 
+    def test_the_diagonal_is_unbiased_after_very_few_steps(self):
+        # Two Krylov steps out of eight: every term of the split carries weight.
+        matrix = with_spectrum(np.arange(8.0) - 2)
+        runs = [estimate_moments(matrix, probes=4, seed=s) for s in range(2000)]
+        values = torch.stack([run.diagonal.values for run in runs])
+        off = values.mean(0) - matrix.diagonal()
+        assert (off.abs() < 4.5 * values.std(0) / len(runs) ** 0.5).all()
+
     def test_one_loop_agrees_with_itself(self):
         blocks = [("w", torch.empty(10, 20)), ("b", torch.empty(100))]
         run = estimate_moments(like_a_network(), probes=20, seed=1, blocks=blocks)
@@ -245,6 +253,27 @@ class TestIsotropy:
         assert coverage(ratios, modulus) > 0.8
         stable = [d.stable_rank() for d in densities]
         assert coverage(stable, float((eigenvalues**2).sum()) / 14**2) > 0.8
+
+    def test_the_jackknife_removes_most_of_the_bias(self):
+        matrix = with_spectrum([5.0, 4.0, *[0.1] * 58])
+        ratio = float(matrix.trace() ** 2 / (matrix**2).sum())
+        runs = [
+            estimate_moments(matrix, probes=8, seed=s, method="hutchinson") for s in range(1500)
+        ]
+        means = [run.samples.mean(dim=0) for run in runs]
+        plain = np.mean([float(mean[0] ** 2 / mean[1]) for mean in means]) - ratio
+        ours = np.mean([run.participation_ratio.value for run in runs]) - ratio
+        assert abs(ours) < 0.5 * abs(plain)
+
+    def test_few_steps_are_owned_up_to(self):
+        # Eight nodes cannot follow the kink of |x| at zero; the spread over probes is blind to it.
+        matrix = with_spectrum(np.linspace(-1, 1, 300))
+        share = torch.linalg.eigvalsh(matrix).abs()
+        share /= share.sum()
+        entropy = float(-torch.special.xlogy(share, share).sum())
+        runs = [spectral_density(matrix, steps=8, seed=s).entropy() for s in range(30)]
+        assert coverage(runs, entropy) > 0.9
+        assert np.mean([run.stderr for run in runs]) < 0.1
 
     def test_the_zero_matrix_has_no_ratio(self):
         assert math.isnan(estimate_moments(torch.zeros(3, 3)).participation_ratio.value)

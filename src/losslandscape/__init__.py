@@ -21,6 +21,15 @@ from losslandscape.operators import (
     ScaledOperator,
     weight_scale,
 )
+from losslandscape.spectrum import (
+    Estimate,
+    Estimates,
+    Moments,
+    SpectralDensity,
+    estimate_moments,
+    estimate_trace,
+    spectral_density,
+)
 
 __version__ = version("losslandscape")
 
@@ -29,17 +38,24 @@ __all__ = [
     "DataError",
     "Dataset",
     "EigenResult",
+    "Estimate",
+    "Estimates",
     "GaussNewtonOperator",
     "HessianOperator",
+    "Moments",
     "Recipe",
     "RecipeError",
     "Run",
     "ScaledOperator",
+    "SpectralDensity",
+    "estimate_moments",
+    "estimate_trace",
     "lambda_max",
     "lanczos",
     "load_dataset",
     "power_iteration",
     "refine",
+    "spectral_density",
     "top_eigenpairs",
     "train",
     "weight_scale",
