@@ -1,6 +1,7 @@
 """The build graph (pydoit) of `make book` and `make notebooks`: contents decide, not times."""
 
 import filecmp
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from doit import get_var
-from doit.exceptions import TaskFailed
+from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.tools import config_changed
 
 from losslandscape.report import execute, picture
@@ -35,10 +36,21 @@ DOIT_CONFIG = {
 
 
 def asked_for(text: Path) -> dict[str, Any]:
-    """Return those parameters of the command line that this chapter defines."""
+    """Return those parameters of the command line that this chapter defines.
+
+    Raises:
+        InvalidDodoFile: A value is of another type than the chapter's default.
+    """
     known = execute.default_parameters(text)
     given = {name: get_var(name, "") for name in ("dataset", "seeds")}
-    return {name: execute.parse_value(v) for name, v in given.items() if v and name in known}
+    chosen = {name: execute.parse_value(v) for name, v in given.items() if v and name in known}
+    for name, value in chosen.items():
+        if type(value) is not type(known[name]):
+            raise InvalidDodoFile(
+                f"{name.upper()}={given[name]} is not of the kind of {text.stem}'s own value, "
+                f"{known[name]!r}"
+            )
+    return chosen
 
 
 def run(text: Path, out: Path, parameters: dict[str, Any]) -> TaskFailed | None:
@@ -93,7 +105,20 @@ def task_stage() -> Task:
     return {"actions": [stage], "uptodate": [False]}
 
 
-def build_html() -> TaskFailed | None:
+def pages() -> str:
+    """Return a hash of the built pages: `jupyter-book build .` writes to the same folder."""
+    digest = hashlib.sha256()
+    for path in sorted(HTML.rglob("*.html")):
+        digest.update(path.relative_to(HTML).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def pages_are_ours(task: Any, values: dict[str, str]) -> bool:
+    """Say whether the pages are those that the last `build_html` made."""
+    return values.get("pages") == pages()
+
+
+def build_html() -> TaskFailed | dict[str, str]:
     """Build all pages anew: an incremental build would not repeat its warnings."""
     shutil.rmtree(HTML, ignore_errors=True)
     shutil.rmtree(BUILD / ".doctrees", ignore_errors=True)
@@ -113,7 +138,7 @@ def build_html() -> TaskFailed | None:
     done = subprocess.run(command, check=False)
     if done.returncode:
         return TaskFailed("the book does not build: see the warnings above")
-    return None
+    return {"pages": pages()}
 
 
 def task_html() -> Task:
@@ -126,6 +151,7 @@ def task_html() -> Task:
             *sorted(execute.PACKAGE.rglob("*.py")),  # the API pages are their docstrings
             *(SITE / "notebooks" / f"{text.stem}.ipynb" for text in CHAPTERS),
         ],
+        "uptodate": [pages_are_ours],
         "targets": [HTML / "index.html"],
     }
 

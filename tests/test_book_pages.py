@@ -28,6 +28,7 @@ QUIET = (
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
 READABLE = 4.5  # WCAG AA; 3 for large letters
+PATIENCE = 180_000  # milliseconds: machines that test are busy
 
 
 def why_not() -> str:
@@ -56,6 +57,8 @@ class Visit:
     faint: dict = field(default_factory=dict)  # theme: texts that are hard to read
     phone_width: int = 0
     too_wide: list[str] = field(default_factory=list)
+    cut_off: list[str] = field(default_factory=list)  # formulas in a sentence, on a phone
+    violations: dict = field(default_factory=dict)  # width: what axe-core objects to
 
 
 LOOK = """() => {
@@ -82,6 +85,16 @@ LOOK = """() => {
 TOO_WIDE = """() => [...document.querySelectorAll("body *")]
   .filter((e) => e.getBoundingClientRect().right > window.innerWidth + 1)
   .map((e) => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 40)}`).slice(0, 8)"""
+
+CUT_OFF = """() => [...document.querySelectorAll(".bd-article span.math mjx-container")]
+  .filter((m) => !m.closest(".scrolls") && m.getBoundingClientRect().right > window.innerWidth)
+  .map((m) => m.textContent.slice(0, 60))"""
+
+# Without its slow test of colours: FAINT makes the same one, in both themes.
+AXE_RULES = """() => axe.run(document, {preload: false, resultTypes: ["violations"], rules: {
+  "color-contrast": {enabled: false}, "label-content-name-mismatch": {enabled: true}}})
+  .then((found) => found.violations.filter((v) => ["serious", "critical"].includes(v.impact))
+    .map((v) => `${v.id}: ${v.nodes.map((n) => n.target.join(" ")).slice(0, 4).join("; ")}`))"""
 
 FAINT = """() => {
   const pen = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
@@ -128,6 +141,14 @@ FAINT = """() => {
 TYPESET = "() => window.MathJax?.startup?.promise ? MathJax.startup.promise.then(() => 1) : 1"
 
 
+def axe_script() -> str:
+    """Return the source of axe-core, "" where its package is not installed."""
+    package = importlib.util.find_spec("axe_playwright_python")
+    if package is None or package.origin is None:
+        return ""
+    return Path(package.origin).with_name("axe.min.js").read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def browser():
     from playwright.sync_api import sync_playwright
@@ -153,7 +174,7 @@ def visit(browser):
 
 def _visit(browser, page: str) -> Visit:
     seen = Visit()
-    tab = browser.new_page(viewport=DESK)
+    tab = _new_tab(browser)
     tab.on("request", lambda request: seen.requests.append(request.url))
     tab.on("pageerror", lambda error: seen.errors.append(str(error)))
     tab.on("console", lambda said: seen.errors.append(said.text) if said.type == "error" else None)
@@ -161,17 +182,30 @@ def _visit(browser, page: str) -> Visit:
     tab.evaluate(TYPESET)
     tab.wait_for_timeout(100)
     seen.facts = tab.evaluate(LOOK)
-    for theme in ("light", "dark"):
-        tab.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
-        tab.wait_for_timeout(350)  # colours change over a transition
-        seen.faint[theme] = tab.evaluate(FAINT)
-    tab.set_viewport_size(PHONE)
-    tab.wait_for_timeout(200)
+    axe = axe_script()
+    if axe:
+        tab.evaluate(axe)
+    for screen in (DESK, PHONE):
+        tab.set_viewport_size(screen)
+        tab.wait_for_timeout(400)  # the theme answers a change of width after a while
+        for theme in ("light", "dark"):
+            tab.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+            seen.faint.setdefault(theme, []).extend(tab.evaluate(FAINT))
+        if axe:
+            seen.violations[screen["width"]] = tab.evaluate(AXE_RULES)
     seen.phone_width = tab.evaluate("document.documentElement.scrollWidth")
     if seen.phone_width > PHONE["width"]:
         seen.too_wide = tab.evaluate(TOO_WIDE)
+    seen.cut_off = tab.evaluate(CUT_OFF)
     tab.close()
     return seen
+
+
+def _new_tab(browser):
+    """Open a tab in which nothing moves, so that no colour is caught on its way to another."""
+    tab = browser.new_page(viewport=DESK, reduced_motion="reduce")
+    tab.set_default_timeout(PATIENCE)
+    return tab
 
 
 @each_page
@@ -200,6 +234,18 @@ def test_every_picture_loads_and_has_alternative_text(visit, page):
 @each_page
 def test_a_phone_needs_no_sideways_scrolling(visit, page):
     assert visit(page).phone_width <= PHONE["width"], visit(page).too_wide
+
+
+@each_page
+def test_no_formula_in_a_sentence_is_cut_off_on_a_phone(visit, page):
+    assert visit(page).cut_off == []
+
+
+@each_page
+@pytest.mark.skipif(not axe_script(), reason="axe-playwright-python is not installed")
+def test_axe_finds_nothing_serious(visit, page):
+    assert {where: found for where, found in visit(page).violations.items() if found} == {}
+    assert len(visit(page).violations) == 2
 
 
 @each_page
@@ -241,17 +287,33 @@ def test_a_chapter_offers_its_notebook_and_its_text(visit, page):
     assert any("/issues/new" in link for link in links), "issue link"
 
 
+def test_the_keyboard_sees_and_keeps_its_place(browser):
+    tab = _new_tab(browser)
+    tab.goto((HTML / "book" / "intro.html").as_uri(), wait_until="load")
+    buttons = (".search-button-field", ".primary-toggle", ".bd-header-article .dropdown-toggle")
+    for button in buttons:
+        box = tab.locator(button).first
+        box.focus()
+        assert box.evaluate("box => getComputedStyle(box).outlineStyle") == "solid", button
+    switch = tab.locator(".theme-switch-button").first
+    for _ in range(3):
+        switch.press("Enter")
+        tab.wait_for_timeout(100)
+        assert switch.evaluate("box => box === document.activeElement")
+    tab.close()
+
+
 def test_the_search_page_finds_a_word(browser):
-    tab = browser.new_page(viewport=DESK)
+    tab = _new_tab(browser)
     tab.goto((HTML / "search.html").as_uri() + "?q=notation")
-    tab.wait_for_selector("#search-results li a", timeout=10_000)
+    tab.wait_for_selector("#search-results li a")
     titles = tab.locator("#search-results li a").all_inner_texts()
     tab.close()
     assert any("notation" in title.lower() for title in titles), titles
 
 
 def test_index_leads_to_the_first_page(browser):
-    tab = browser.new_page()
+    tab = _new_tab(browser)
     tab.goto((HTML / "index.html").as_uri())
-    tab.wait_for_url("**/book/intro.html", timeout=10_000)
+    tab.wait_for_url("**/book/intro.html")
     tab.close()

@@ -79,7 +79,7 @@ def test_rules_are_listed_and_the_box_leads_to_them(build):
     rules = "\n(how-claims-are-judged)=\n## Rules\n\n```{registered} rules\n```\n"
     warnings, html = build({"page.md": BOX + rules})
     assert warnings == ""
-    assert "<strong>by interval:</strong>" in html["page"]
+    assert "<strong>by_interval:</strong>" in html["page"]
     assert "one certified violation, refuted" in html["page"]
     assert 'href="#how-claims-are-judged"' in html["page"]
 

@@ -134,6 +134,17 @@ def test_known_pairs_save_products_beyond_a_good_start():
     assert float(corrected.values[0]) == pytest.approx(float(started.values[0]), rel=1e-5)
 
 
+def test_an_operator_of_single_vectors_will_do():
+    class OneByOne(Counting):
+        def __matmul__(self, vector):
+            assert vector.ndim == 1
+            return super().__matmul__(vector)
+
+    matrix = with_spectrum([5.0, 4.0, 1.0, -2.0])
+    for result in (lanczos(OneByOne(matrix), 2), refine(OneByOne(matrix), lanczos(matrix))):
+        assert_honest(matrix, result, 1e-3)
+
+
 @pytest.mark.parametrize("max_basis", [6, 8, 15])
 def test_a_bounded_basis_finds_the_same_pairs(max_basis):
     # Sixty eigenvalues near the top: far more Lanczos steps than the basis has room for.

@@ -1,7 +1,8 @@
-"""The directive ``{claim} C1``: a claim of the paper, its test fixed in advance, what was found.
+"""Two directives that show ``book/claims.yml``, so no page can differ from what was registered.
 
-The test is read from ``book/claims.yml``, so a page cannot show another threshold than the one
-that was registered. The body of the directive is the finding of the chapter.
+``{claim} C1`` is a claim of the paper and its test fixed in advance; the body of the directive is
+the finding of the chapter. ``{registered} rules`` lists a part of the file: its rules, verdicts or
+definitions.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from typing import Any
 
 import yaml
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 CLAIMS = Path("book", "claims.yml")  # below the folder of the sources
 PARTS = {"statistic": "Statistic", "threshold": "Threshold", "verdict": "Verdict rule"}
 SUMMARY = "Fixed in advance: statistic, threshold, verdict rule"
+RULES = "how-claims-are-judged"  # label of the section that explains the words of the tests
 
 
 class Claim(SphinxDirective):
@@ -30,24 +33,20 @@ class Claim(SphinxDirective):
         """Return the box: statement, registered test (folded), body."""
         claim = self._registered(self.arguments[0])
         box = nodes.admonition(classes=["claim"])
-        box += nodes.title("", f"Claim {claim['id']} - {claim['place']}")
+        box += nodes.title("", f"Claim {claim['id']} - paper, {claim['place']}")
         box += nodes.paragraph(text=claim["statement"].strip(), classes=["claim-statement"])
-        box += _folded(SUMMARY, _test(claim))
+        box += _folded(SUMMARY, [*_test(claim), _link(self.env.docname)])
         self.state.nested_parse(self.content, self.content_offset, box)
         self._make_target(box, claim["id"])
         self.set_source_info(box)
         return [box]
 
     def _registered(self, name: str) -> dict[str, Any]:
-        path = Path(self.env.srcdir) / CLAIMS
-        self.env.note_dependency(str(path))
-        try:
-            known = _claims(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise self.error(f"{CLAIMS.as_posix()} is missing: the claim box reads it") from None
+        known = {claim["id"]: claim for claim in _read(self)["claims"]}
         if name not in known:
             raise self.error(f"unknown claim {name!r}: {CLAIMS.as_posix()} does not have it")
-        return known[name]
+        claim: dict[str, Any] = known[name]
+        return claim
 
     def _make_target(self, box: nodes.admonition, name: str) -> None:
         """Let ``{ref}`` find the first box of this claim on this page: claim-c1-page."""
@@ -57,9 +56,32 @@ class Claim(SphinxDirective):
             self.state.document.note_explicit_target(box, box)
 
 
+class Registered(SphinxDirective):
+    """One part of the file, ``rules``, ``verdicts`` or ``definitions``, as a list."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the list: each name with its text."""
+        entries = _read(self)[self.arguments[0]]
+        return [_labelled(name, text) for name, text in entries.items()]
+
+
+def _read(directive: SphinxDirective) -> dict[str, Any]:
+    """Return the content of the file, and build the page again when it changes."""
+    path = Path(directive.env.srcdir) / CLAIMS
+    directive.env.note_dependency(str(path))
+    try:
+        return _parsed(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        message = f"{CLAIMS.as_posix()} is missing: {directive.name} reads it"
+        raise directive.error(message) from None
+
+
 @functools.cache
-def _claims(text: str) -> dict[str, dict[str, Any]]:
-    return {claim["id"]: claim for claim in yaml.safe_load(text)["claims"]}
+def _parsed(text: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load(text)
+    return content
 
 
 def _test(claim: dict[str, Any]) -> list[nodes.Node]:
@@ -82,6 +104,16 @@ def _labelled(heading: str, text: str) -> nodes.paragraph:
     return paragraph
 
 
+def _link(page: str) -> nodes.paragraph:
+    """Return a link to the section that explains rules, names of data and symbols."""
+    target = {"refdomain": "std", "reftype": "ref", "reftarget": RULES, "refdoc": page}
+    link = addnodes.pending_xref("", nodes.inline(text="How the claims are judged"), **target)
+    link["refexplicit"] = True
+    sentence = nodes.paragraph(text="Rules, data and symbols: ")
+    sentence += [link, nodes.Text(".")]
+    return sentence
+
+
 def _folded(summary: str, content: list[nodes.Node]) -> list[nodes.Node]:
     """Fold ``content`` in HTML; other formats show it as it is."""
     style = "margin-bottom: 1rem"  # as after a paragraph
@@ -94,6 +126,7 @@ def _folded(summary: str, content: list[nodes.Node]) -> list[nodes.Node]:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the directive."""
+    """Register the directives."""
     app.add_directive("claim", Claim)
+    app.add_directive("registered", Registered)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,4 +1,4 @@
-/* Small repairs that need the page: landmarks, keyboard access to wide formulas, printing. */
+/* Small repairs that need the page: landmarks, names, keyboard access, printing. */
 "use strict";
 
 document.addEventListener("DOMContentLoaded", () => {
@@ -17,25 +17,65 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 });
 
-/* A formula wider than its column scrolls: let the keyboard reach it, and only it. */
-function reachWideFormulas() {
-  for (const box of document.querySelectorAll(".bd-article div.math")) {
-    if (box.scrollWidth > box.clientWidth) {
-      box.tabIndex = 0;
-      box.setAttribute("role", "group");
-      box.setAttribute("aria-label", "Formula, scrolls sideways");
-    } else {
-      box.removeAttribute("tabindex");
-      box.removeAttribute("role");
-      box.removeAttribute("aria-label");
+/* The icons of the theme switch carry names that differ from the button's own: take them off,
+   before Font Awesome turns each <i title> into an <svg> with a <title>, or after. */
+function namelessIcons() {
+  for (const icon of document.querySelectorAll(".theme-switch-button > *")) {
+    icon.setAttribute("aria-hidden", "true");
+    icon.removeAttribute("title");
+    icon.removeAttribute("aria-labelledby");
+    icon.querySelector("title")?.remove();
+  }
+}
+document.addEventListener("DOMContentLoaded", namelessIcons);
+window.addEventListener("load", namelessIcons);
+
+/* Names that hold what a button shows, for people who speak to it (WCAG 2.5.3). */
+window.addEventListener("load", () => {
+  for (const button of document.querySelectorAll(".search-button-field")) {
+    button.setAttribute("aria-label", button.textContent.replace(/\s+/g, " ").trim());
+  }
+  for (const button of document.querySelectorAll(".theme-switch-button")) {
+    // The new icon takes the focus away from the keyboard: give it back.
+    button.addEventListener("click", () => setTimeout(() => button.focus({preventScroll: true})));
+  }
+});
+
+/* What is wider than its column scrolls: show it, and let the keyboard reach it, and only it. */
+const WIDE = {
+  ".bd-article mjx-container": "Formula, scrolls sideways",
+  ".bd-article .pst-scrollable-table-container": "Table, scrolls sideways",
+  ".bd-article .cell_output .output": "Output, scrolls sideways",
+};
+function showSides(box) {
+  const rest = box.scrollWidth - box.clientWidth - box.scrollLeft;
+  box.classList.toggle("goes-left", box.scrollLeft > 1);
+  box.classList.toggle("goes-right", rest > 1);
+}
+function reachWideBoxes() {
+  for (const [query, label] of Object.entries(WIDE)) {
+    for (const box of document.querySelectorAll(query)) {
+      const wide = box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX === "auto";
+      if (wide === box.classList.contains("scrolls")) continue;
+      box.classList.toggle("scrolls", wide);
+      if (wide) {
+        box.tabIndex = 0;
+        box.setAttribute("role", "group");
+        box.setAttribute("aria-label", label);
+        box.onscroll = () => showSides(box);
+        showSides(box);
+      } else {
+        for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+        box.onscroll = null;
+      }
     }
   }
 }
 window.addEventListener("load", () => {
   const typeset = window.MathJax?.startup?.promise ?? Promise.resolve();
-  typeset.then(reachWideFormulas);
+  typeset.then(reachWideBoxes);
 });
-window.addEventListener("resize", reachWideFormulas);
+window.addEventListener("resize", reachWideBoxes);
 
 /* Paper cannot be unfolded: print with everything open, then fold again. */
 let opened = [];

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from losslandscape.operators import Batch, HessianOperator, LossFunction
+from losslandscape.operators import Batch, CurvatureOperator, HessianOperator, LossFunction
 
 ENDS = ("LA", "SA", "LM")
 
@@ -542,7 +542,9 @@ def _certify(
     ``others``: the remaining Ritz values and the estimates of their errors, for the gaps.
     """
     vectors = vectors / torch.linalg.vector_norm(vectors, dim=0)
-    images = op @ vectors
+    # A foreign operator may know single vectors only.
+    blocks = isinstance(op, (Tensor, CurvatureOperator))
+    images = op @ vectors if blocks else torch.stack([op @ v for v in vectors.T], dim=1)
     values = (vectors * images).sum(dim=0)
     order = torch.as_tensor(_pick(values.cpu().numpy(), which).copy(), device=values.device)
     values, vectors, images = values[order], vectors[:, order], images[:, order]
