@@ -227,6 +227,25 @@ def test_values_come_in_the_order_of_the_contract(which, expected):
     torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("values", [[-5.0, 1.0, 0.5, 0.2], [5.0, -1.0, -0.5, -0.2]])
+def test_a_dominant_eigenvalue_of_either_sign(values):
+    # A rule that divides the change by a signed value stops after three steps at -1.88.
+    matrix = with_spectrum(values)
+    for result in (power_iteration(matrix, tol=1e-8), lanczos(matrix, which="LM", tol=1e-8)):
+        assert result.converged.all()
+        assert float(result.values[0]) == pytest.approx(values[0], rel=1e-10)
+    assert float(lanczos(matrix).values[0]) == pytest.approx(max(values), rel=1e-6)
+
+
+def test_a_bulk_that_ends_close_below_the_top():
+    # The value creeps there: a rule that watches its change stops at 0.96 and says nothing.
+    matrix = with_spectrum(np.append(np.linspace(-1, 0.98, 399), 1.0), dtype=torch.float32)
+    for result in (lanczos(matrix), power_iteration(matrix, max_products=300)):
+        off = abs(float(result.values[0]) - 1.0)
+        assert not result.converged[0] or off <= 1e-3 or float(result.residuals[0]) <= 1e-3
+    assert float(lanczos(matrix, tol=1e-4).values[0]) == pytest.approx(1.0, rel=1e-4)
+
+
 def test_no_ghost_copies_in_float32():
     # Without re-orthogonalisation the largest eigenvalue would come back five times.
     top = [13.5, 10.4, 9.15, 7.48, 6.38]
