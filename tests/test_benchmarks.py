@@ -120,7 +120,9 @@ class TestTables:
         assert benchmarks.truthful(row("x", told)) == "no"
         assert benchmarks.truthful(row("x", [eigen(1)])) == "yes"
         assert benchmarks.truthful(row("x", [eigen(1, says=None, verdict="nothing said")])) == "-"
-        assert benchmarks.says(row("x", [eigen(1, says=None)])) == "nothing"
+        nothing = [eigen(1, says=None, verdict="nothing said")]
+        assert benchmarks.says(row("x", nothing)) == "nothing"
+        assert benchmarks.says(row("x", told)).endswith("; no")
 
     def test_every_directive_table_has_a_text_for_every_heading(self, tmp_path):
         one = {"mass": 1.0, "mean": 1.0, "square": 9.0, "density_right": False}

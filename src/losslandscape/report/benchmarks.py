@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
+from textwrap import shorten
 from typing import Any
 
 import pandas as pd
@@ -82,20 +83,21 @@ def eigen_table(record: Record, task: str = "lambda_max") -> pd.DataFrame:
         "products": lambda row: _spread(row, "products", "{:.0f}"),
         "CPU s": lambda row: _spread(row, "seconds", "{:.1f}"),
         "times ours": lambda row: _text(ratio(row, baseline) if baseline else None, "{:.2g}"),
-        "largest error": lambda row: _text(worst(row, "error"), "{:.0e}"),
-        "within 1e-3": lambda row: "yes" if meets(row) else "no",
-        "it says": says,
+        "largest error": lambda row: (
+            _text(worst(row, "error"), "{:.0e}") + ("" if meets(row) else ", too large")
+        ),
+        "it says; is it true": says,
         "true residual": lambda row: _text(worst(row, "true_residual"), "{:.0e}"),
-        "is that true": truthful,
     }
     return _frame(found, columns)
 
 
 def says(row: Row) -> str:
-    """What a tool says of its own result, over the rounds."""
+    """What a tool says of its own result, over the rounds, and whether it is true."""
     words = {True: "converged to {:.0e}", False: "not converged to {:.0e}", None: "nothing"}
     told = {words[entry["says"]].format(entry["tol"] or 0) for entry in row["rounds"]}
-    return " / ".join(sorted(told))
+    verdict = truthful(row)
+    return " / ".join(sorted(told)) + ("" if verdict == UNKNOWN else f"; {verdict}")
 
 
 def truthful(row: Row) -> str:
@@ -174,9 +176,8 @@ def warm_table(record: Record) -> pd.DataFrame:
         {
             "products": lambda row: ", ".join(str(entry["products"]) for entry in row["rounds"]),
             "CPU s": lambda row: _spread(row, "seconds", "{:.1f}"),
-            "it says": says,
+            "it says; is it true": says,
             "true residual": lambda row: _text(worst(row, "true_residual"), "{:.0e}"),
-            "is that true": truthful,
         },
     )
 
@@ -394,7 +395,7 @@ def _frame(found: list[Row], columns: Mapping[str, Callable[[Row], str]]) -> pd.
             line = {name: show(row) for name, show in columns.items()}
         else:
             line = dict.fromkeys(columns, UNKNOWN)
-            line[next(iter(columns))] = row.get("message", row["status"])
+            line[next(iter(columns))] = shorten(row.get("message", row["status"]), 40)
         table[row["tool"], row["call"]] = line
     frame = pd.DataFrame.from_dict(table, orient="index", columns=list(columns))
     if table:
