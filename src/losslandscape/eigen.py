@@ -358,6 +358,15 @@ def lambda_max(
     Raises:
         ValueError: As for :class:`~losslandscape.operators.HessianOperator`, and arguments out of
             range.
+
+    Example:
+        Least squares has the Hessian ``2/n X' X``, here with the eigenvalues 4 and 1.
+
+        >>> X = torch.tensor([[2., 0.], [0., 1.]])
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> top = lambda_max(model, nn.functional.mse_loss, (X, torch.zeros(2, 1)))
+        >>> round(float(top.values[0]), 3), top.converged.tolist()
+        (4.0, [True])
     """
     full = HessianOperator(
         model, loss_fn, data, params=params, chunk_size=chunk_size, memory_budget=memory_budget
@@ -406,6 +415,14 @@ def top_eigenpairs(
 
     Raises:
         ValueError: As for both.
+
+    Example:
+        >>> X = torch.tensor([[2., 0.], [0., 1.]])
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> data = (X, torch.zeros(2, 1))
+        >>> pairs = top_eigenpairs(model, nn.functional.mse_loss, data, 2, progress=False)
+        >>> [round(float(value), 3) for value in pairs.values]
+        [4.0, 1.0]
     """
     H = HessianOperator(
         model, loss_fn, data, params=params, chunk_size=chunk_size, memory_budget=memory_budget

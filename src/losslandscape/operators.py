@@ -186,6 +186,12 @@ class _MeanLossOperator(CurvatureOperator):
 
         Raises:
             ValueError: ``count`` is not between 1 and the number of examples.
+
+        Example:
+            >>> data = (torch.randn(9, 2), torch.zeros(9, 1))
+            >>> H = HessianOperator(nn.Linear(2, 1), nn.functional.mse_loss, data)
+            >>> H.subsample(4).examples, H.subsample(4).shape
+            (4, (3, 3))
         """
         if not 1 <= count <= self._examples:
             raise ValueError(f"count must lie between 1 and {self._examples}, got {count}")
