@@ -37,6 +37,8 @@ PASSES_OF_ALL_WORK = 5.5
 GROWTH = 1.2  # of time per image and of memory, from the smallest to the largest data set
 DENSITY_SHARE = 0.5
 WARM_PRODUCTS = 3
+# The configuration of the record that profiles one product.
+PROFILE = "profile"
 
 
 def load(root: Path | None = None) -> Record | None:
@@ -50,7 +52,29 @@ def load(root: Path | None = None) -> Record | None:
     """
     folder = root / "book" / "records" if root is not None else records.records_root()
     found = {record.configuration: record for record in records.load_study(STUDY, folder)}
+    found.pop(PROFILE, None)
     return found.get("mnist") or next(iter(found.values()), None)
+
+
+def profile_table(root: Path) -> Table:
+    """Where the time of a product and of a gradient goes, in milliseconds by kind of operation."""
+    for record in records.load_study(STUDY, root / "book" / "records"):
+        if record.configuration == PROFILE:
+            product, slope = record.results["product"], record.results["gradient"]
+            lines = [
+                [
+                    kind,
+                    f"{product[kind]:.0f}",
+                    f"{slope[kind]:.0f}",
+                    f"{product[kind] / slope[kind]:.1f}",
+                ]
+                for kind in product
+                if slope[kind] > 0
+            ]
+            total, base = sum(product.values()), sum(slope.values())
+            lines.append(["together", f"{total:.0f}", f"{base:.0f}", f"{total / base:.1f}"])
+            return ["operation", "product, ms", "gradient, ms", "ratio"], lines
+    return [], []
 
 
 def rows(record: Record, task: str) -> list[Row]:
@@ -447,4 +471,5 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "benchmark-warm": _table(warm_table),
     "benchmark-scaling": _table(scaling_table),
     "benchmark-about": _about,
+    "benchmark-profile": profile_table,
 }
