@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -139,7 +140,16 @@ class TestTables:
             ],
             [scaled(2000, 1.0, 200, HISTORY)],
         )
-        records.save(full, tmp_path / "book" / "records" / "benchmarks")
+        spent = {"convolution": 3.0, "ReLU": 1.0, "other": 0.0}
+        profiled = replace(
+            full,
+            configuration=benchmarks.PROFILE,
+            results={"product": spent, "gradient": {**spent, "convolution": 1.0}},
+        )
+        for one_record in (full, profiled):
+            records.save(one_record, tmp_path / "book" / "records" / "benchmarks")
+        assert benchmarks.load(tmp_path).configuration == full.configuration
+        assert benchmarks.profile_table(tmp_path)[1][-1] == ["together", "4", "2", "2.0"]
         for name, table in benchmarks.TABLES.items():
             headings, lines = table(tmp_path)
             assert lines, name
