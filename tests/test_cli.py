@@ -20,6 +20,12 @@ def test_list_names_every_study(run):
     assert "three_configurations: Table 1" in result.output
 
 
+def test_version(run):
+    from losslandscape import __version__
+
+    assert run("--version").output.strip().endswith(__version__)
+
+
 def test_run_status_and_diff(run, tmp_path):
     assert "missing: 2" in run("study", "status", "tiny", "--records", tmp_path).output
     result = run("study", "run", "tiny", "--records", tmp_path)

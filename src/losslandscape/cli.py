@@ -34,6 +34,7 @@ _seeds = click.option("--seeds", type=click.IntRange(min=1), help="Only the firs
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="losslandscape")
 def main() -> None:
     """Loss landscapes: run and check the recorded studies of the report."""
 
