@@ -20,7 +20,8 @@ def with_spectrum(values, seed=0, dtype=torch.float64):
     q, _ = torch.linalg.qr(
         torch.randn(len(values), len(values), generator=generator, dtype=torch.float64)
     )
-    return (q @ torch.diag(values) @ q.T).to(dtype)
+    matrix = q @ torch.diag(values) @ q.T
+    return ((matrix + matrix.T) / 2).to(dtype)
 
 
 class Counting:
@@ -239,9 +240,12 @@ def test_a_dominant_eigenvalue_of_either_sign(values):
 def test_a_bulk_that_ends_close_below_the_top():
     # The value creeps there: a rule that watches its change stops at 0.96 and says nothing.
     matrix = with_spectrum(np.append(np.linspace(-1, 0.98, 399), 1.0), dtype=torch.float32)
-    for result in (lanczos(matrix), power_iteration(matrix, max_products=300)):
-        off = abs(float(result.values[0]) - 1.0)
-        assert not result.converged[0] or off <= 1e-3 or float(result.residuals[0]) <= 1e-3
+    creeping = power_iteration(matrix, max_products=20)
+    change = abs(float(creeping.history[-1, 1] / creeping.history[-2, 1]) - 1)
+    off = abs(float(creeping.values[0]) - 1.0)
+    assert change < off  # the change says nothing of the error
+    assert off > 1e-3
+    assert not creeping.converged[0]
     assert float(lanczos(matrix, tol=1e-4).values[0]) == pytest.approx(1.0, rel=1e-4)
 
 

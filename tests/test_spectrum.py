@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_eigen import Counting, with_spectrum
 from torch.nn.functional import cross_entropy
 
 from losslandscape.lab.models import mlp
@@ -21,33 +22,10 @@ from losslandscape.spectrum import (
 METHODS = ["krylov", "hutchinson"]
 
 
-def with_spectrum(values, seed=0, dtype=torch.float64):
-    """A symmetric matrix with these eigenvalues in a random basis."""
-    values = torch.as_tensor(values, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    q, _ = torch.linalg.qr(
-        torch.randn(len(values), len(values), generator=generator, dtype=torch.float64)
-    )
-    matrix = q @ torch.diag(values) @ q.T
-    return ((matrix + matrix.T) / 2).to(dtype)
-
-
 def like_a_network(size=300, outliers=10, seed=0):
     """Ten large eigenvalues, two negative ones, and a bulk of both signs around zero."""
     bulk = np.random.default_rng(seed).normal(0.02, 0.1, size - outliers - 2)
     return with_spectrum(np.concatenate([np.linspace(3, 14, outliers), [-2.0, -1.0], bulk]), seed)
-
-
-class Counting:
-    """A matrix that counts its products, as an outside caller's operator would."""
-
-    def __init__(self, matrix):
-        self.matrix, self.count = matrix, 0
-        self.shape, self.dtype, self.device = matrix.shape, matrix.dtype, matrix.device
-
-    def __matmul__(self, vectors):
-        self.count += 1 if vectors.ndim == 1 else vectors.shape[1]
-        return self.matrix @ vectors
 
 
 some_number = st.just(0.0) | st.floats(1e-3, 10) | st.floats(-10, -1e-3)

@@ -277,7 +277,7 @@ class _MeanLossOperator(CurvatureOperator):
         """The share of chunk ``index``; its graph is kept while the memory budget lasts."""
         inputs, targets = self._batches[index]
         if self.device.type == "cpu":
-            # Plain strides: second derivatives of channels-last images are a quarter slower.
+            # Plain strides: second derivatives of channels-last images are slower on CPU.
             inputs = inputs.flatten().view(inputs.shape)
         weight = len(targets) / self._examples
         torch.manual_seed(index)  # one fixed draw of dropout masks, where allowed
