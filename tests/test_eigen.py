@@ -174,6 +174,16 @@ def test_kato_temple_bounds_the_error_where_it_speaks(values, seed, steps):
         assert float(distances[0]) <= bound * (1 + 1e-6) + 1e-12
 
 
+def test_the_kato_temple_gap_ends_where_the_next_eigenvalue_may_lie():
+    # Three of many Ritz pairs, none exact: the next one's residual has to come off the gap.
+    matrix = with_spectrum(np.linspace(0.0, 10.0, 60))
+    result = lanczos(matrix, k=2, tol=0.2, max_products=60, seed=3)
+    first, second = result.values
+    assert result.residuals[1] > 0.02 * (first - second)
+    gap = first - second - result.residuals[1]
+    torch.testing.assert_close(result.kato_temple[0], result.residuals[0] ** 2 / gap)
+
+
 def test_kato_temple_is_far_sharper_than_the_residual():
     matrix = with_spectrum(np.concatenate([[5.0], np.linspace(-1, 1, 99)]))
     result = lanczos(matrix, tol=1e-2)

@@ -224,6 +224,11 @@ def test_nothing_of_the_caller_is_touched():
     assert all(torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
 
 
+def test_prints_as_one_line():
+    op = ScaledOperator(torch.eye(3), torch.ones(3))
+    assert repr(op) == "<ScaledOperator 3 x 3, float32 on cpu>"
+
+
 def test_scipy_sees_the_same_matrix():
     x, y = classification()
     model = network()

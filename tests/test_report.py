@@ -12,7 +12,7 @@ from losslandscape.lab.records import Record
 from losslandscape.report import figures, headline, picture, tables
 
 BOOK = Path(__file__).parent.parent / "book"
-NAMES = list(figures.CONFIGURATIONS)
+NAMES = list(figures.style.CONFIGURATIONS)
 
 
 def results(shift):
@@ -105,14 +105,14 @@ def test_headline_takes_every_number_from_the_records(root):
 
 def test_every_figure_draws_every_run(root):
     runs, paper = tables.recorded(headline.STUDY, root), tables.reported(root)
-    drawn = figures.sharpness_path(runs, paper)
+    drawn = figures.training.sharpness_path(runs, paper)
     (axes,) = drawn.axes
     heights = sorted(max(line.get_ydata()) for line in axes.lines)
     assert heights == sorted([4.0, 5.0, 6.0] * 3 + [9.14, 246.19, 6.26])
     for figure in (
-        figures.training_curves(runs),
-        figures.batch_sharpness(runs, paper),
-        figures.landing(runs, paper),
+        figures.training.curves(runs),
+        figures.training.batch_sharpness(runs, paper),
+        figures.training.landing(runs, paper),
     ):
         assert isinstance(figure, Figure)
         assert figure.get_figwidth() == 5.0

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from losslandscape.convolution import data_convolutions
+
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
@@ -46,6 +48,10 @@ class CurvatureOperator:
     dtype: torch.dtype
     device: torch.device
     products: int
+
+    def __repr__(self) -> str:
+        place = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
+        return f"<{type(self).__name__} {self.shape[0]} x {self.shape[1]}, {place}>"
 
     def _product(self, vectors: Tensor) -> Tensor:
         """Multiply the columns of ``vectors`` (D, k)."""
@@ -282,8 +288,9 @@ class _MeanLossOperator(CurvatureOperator):
         weight = len(targets) / self._examples
         torch.manual_seed(index)  # one fixed draw of dropout masks, where allowed
         if self._graphs_full:
-            return self._share(inputs, targets, weight)
-        with _saved_bytes({*self._params, inputs, targets}) as saved:
+            with data_convolutions():
+                return self._share(inputs, targets, weight)
+        with _saved_bytes({*self._params, inputs, targets}) as saved, data_convolutions():
             share = self._share(inputs, targets, weight)
         # The first derivative itself, one number for each parameter, is kept as well.
         needed = saved["bytes"] + self.shape[0] * self.dtype.itemsize

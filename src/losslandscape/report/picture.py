@@ -18,7 +18,7 @@ _KEY = "Description"  # the PNG text field that holds the fingerprint
 
 def draw(path: Path, root: Path) -> None:
     """Draw the picture from the records below ``root``, stamped with what it was drawn from."""
-    figure = figures.landing(recorded(STUDY, root), reported(root))
+    figure = figures.training.landing(recorded(STUDY, root), reported(root))
     path.parent.mkdir(parents=True, exist_ok=True)
     # A white ground: the README's page may be dark, and has no style sheet of ours.
     figure.savefig(path, facecolor="white", dpi=180, metadata={_KEY: fingerprint(root)})
@@ -26,7 +26,7 @@ def draw(path: Path, root: Path) -> None:
 
 def fingerprint(root: Path) -> str:
     """Hash of the records, the reported numbers and the code that draws."""
-    digest = hashlib.sha256(normalised_source(inspect.getsource(figures.landing)).encode())
+    digest = hashlib.sha256(normalised_source(inspect.getsource(figures.training.landing)).encode())
     files = [root.parent / "reported.yml", *sorted((root / STUDY).glob("*.json"))]
     for file in files:
         digest.update(file.name.encode())

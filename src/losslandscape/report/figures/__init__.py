@@ -1,0 +1,5 @@
+"""Every figure of the book, as a function of data: one module for each chapter's figures."""
+
+from losslandscape.report.figures import power, products, spectrum, style, taylor, training
+
+__all__ = ["power", "products", "spectrum", "style", "taylor", "training"]
