@@ -5,6 +5,7 @@ from click.testing import CliRunner
 from test_studies import tiny_study
 
 from losslandscape.cli import main
+from losslandscape.lab.experiments import three_configurations
 from losslandscape.lab.studies import STUDIES
 
 
@@ -42,16 +43,14 @@ def test_run_status_and_diff(run, tmp_path):
 
 def test_diff_fails_when_a_number_moved(run, tmp_path, monkeypatch):
     run("study", "run", "tiny", "--records", tmp_path)
-    from losslandscape.lab import studies
-
-    genuine = studies.follow
+    genuine = three_configurations.follow
 
     def shifted(*arguments):
         outcome, path = genuine(*arguments)
         outcome.history[0]["train_loss"] *= 1.5
         return outcome, path
 
-    monkeypatch.setattr(studies, "follow", shifted)
+    monkeypatch.setattr(three_configurations, "follow", shifted)
     result = run("study", "diff", "tiny", "--configuration", "b", "--records", tmp_path)
     assert result.exit_code == 1
     assert "OUT train_loss, epoch 1" in result.output

@@ -12,7 +12,9 @@ import pytest
 
 from losslandscape.lab import records, studies
 from losslandscape.lab.data import load_dataset
-from losslandscape.lab.studies import STUDIES, Settings, Study, StudyError, find_study
+from losslandscape.lab.experiments import three_configurations
+from losslandscape.lab.experiments.three_configurations import Settings
+from losslandscape.lab.studies import STUDIES, Study, StudyError, find_study
 from losslandscape.lab.training import Recipe
 
 TINY = Settings(channels=(2, 3), hidden=5, hessian_images=60, batch_sizes=((16, 2),), path_points=1)
@@ -27,6 +29,7 @@ def tiny_study(seeds=2):
         recipes=(Recipe("a", "sgd", lr=0.1, epochs=2), Recipe("b", "adam", lr=1e-3, epochs=1)),
         seeds=tuple(range(seeds)),
         settings=TINY,
+        experiment=three_configurations.measure,
         tolerances=TOLERANCES,
     )
 
@@ -120,15 +123,15 @@ def test_a_killed_study_loses_nothing_and_goes_on(tmp_path):
 
 def test_the_fingerprint_is_that_of_the_start(tiny, tmp_path, monkeypatch):
     # A study runs for hours, and its source files may be edited meanwhile.
-    genuine = studies.measure
+    at_start = tiny.fingerprint(tiny.recipe("a"))
 
     def edited_meanwhile(*arguments):
         monkeypatch.setattr(Study, "fingerprint", lambda *_: "edited")
-        return genuine(*arguments)
+        return three_configurations.measure(*arguments)
 
-    monkeypatch.setattr(studies, "measure", edited_meanwhile)
-    at_start = tiny.fingerprint(tiny.recipe("a"))
-    studies.run_study(dataclasses.replace(tiny, recipes=tiny.recipes[:1]), tmp_path, seeds=1)
+    monkeypatch.setattr(Study, "fingerprint", lambda *_: at_start)
+    edited = dataclasses.replace(tiny, recipes=tiny.recipes[:1], experiment=edited_meanwhile)
+    studies.run_study(edited, tmp_path, seeds=1)
     assert records.load(tmp_path / "tiny" / "a-seed0.json").fingerprint == at_start
 
 

@@ -158,8 +158,8 @@ def fingerprint(content: dict[str, Any], function: Callable[..., Any]) -> str:
     certificate, so a faster routine does not age a record.
     """
     digest = hashlib.sha256(_canonical(content))
-    for name, code in sorted(shaping_code(function).items()):
-        digest.update(f"\n# {name}\n{code}".encode())
+    for code in sorted(shaping_code(function).values()):  # wherever it lives
+        digest.update(f"\n{code}".encode())
     return digest.hexdigest()
 
 
@@ -183,7 +183,7 @@ def shaping_code(
                 if inspect.isfunction(target) or inspect.isclass(target):
                     queue.append(target)
             elif isinstance(target, _CONSTANTS):
-                found[f"{item.__module__}.{name}"] = repr(target)
+                found[f"{item.__module__}.{name}"] = f"{name} = {target!r}"
     return found
 
 

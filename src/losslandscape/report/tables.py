@@ -12,7 +12,7 @@ import yaml
 
 from losslandscape.lab import records
 
-Results = Mapping[str, Any]  # what losslandscape.lab.studies.measure returns
+Results = Mapping[str, Any]  # what experiments.three_configurations.measure returns
 
 QUANTITIES = {
     "test_accuracy": "accuracy (%)",

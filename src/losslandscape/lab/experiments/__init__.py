@@ -1,0 +1,1 @@
+"""What one run of a study does: one module for each experiment."""
