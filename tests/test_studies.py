@@ -30,6 +30,7 @@ def tiny_study(seeds=2):
         seeds=tuple(range(seeds)),
         settings=TINY,
         experiment=three_configurations.measure,
+        repeat=three_configurations.measure_training,
         tolerances=TOLERANCES,
     )
 
@@ -135,6 +136,22 @@ def test_the_fingerprint_is_that_of_the_start(tiny, tmp_path, monkeypatch):
     assert records.load(tmp_path / "tiny" / "a-seed0.json").fingerprint == at_start
 
 
+def test_diff_names_numbers_by_step_where_there_are_steps():
+    results = {
+        "checkpoints": [
+            {"step": 50, "epoch": 0.5, "train_loss": 1.0, "lambda_max": {"value": 2.0, "images": 9}}
+        ],
+        "lambda_path": [{"epoch": 3, "value": 4.0, "converged": True}],
+        "lambda_max": {"value": 5.0},
+        "batch_lambda_max": {"64": [1.0, 2.0]},
+    }
+    found = dict(studies._numbers(results))
+    assert found["train_loss", ", step 50"] == 1.0
+    assert found["lambda_max", ", step 50"] == 2.0
+    assert found["lambda_max", ", epoch 3"] == 4.0
+    assert found["lambda_max", ""] == 5.0
+
+
 def test_diff_finds_what_moved(tiny, tmp_path):
     studies.run_study(tiny, tmp_path, seeds=1)
     record = records.load(tmp_path / "tiny" / "a-seed0.json")
@@ -181,7 +198,7 @@ def test_no_committed_record_is_stale_or_damaged(name):
     assert not found["stale"], advice
     assert not found["damaged"], advice
     known = {f"{recipe.name}-seed{seed}.json" for recipe, seed in STUDIES[name].runs()}
-    assert {p.name for p in (root / name).iterdir()} <= known
+    assert {p.name for p in (root / name).glob("*")} <= known
 
 
 def test_every_eigenvalue_in_the_records_is_certified():

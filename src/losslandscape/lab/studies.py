@@ -18,10 +18,13 @@ from tqdm import tqdm
 
 from losslandscape.lab import records
 from losslandscape.lab.data import Dataset, load_dataset
-from losslandscape.lab.experiments import three_configurations
+from losslandscape.lab.experiments import three_configurations, unfinished_training
 from losslandscape.lab.experiments.three_configurations import Settings
 from losslandscape.lab.records import Record
 from losslandscape.lab.training import RECIPES, Recipe
+
+# (recipe, dataset, seed, settings) -> JSON-ready results
+Experiment = Callable[[Any, Dataset, int, Any], dict[str, Any]]
 
 
 class StudyError(ValueError):
@@ -41,6 +44,7 @@ class Study:
         settings: How each run is measured.
         experiment: ``experiment(recipe, dataset, seed, settings)``: JSON-ready results of a run.
         tolerances: Largest relative difference per quantity in ``study diff``.
+        repeat: What ``study diff`` repeats, a cheaper part of ``experiment``; by default all of it.
     """
 
     name: str
@@ -49,8 +53,9 @@ class Study:
     recipes: tuple[Recipe, ...]
     seeds: tuple[int, ...]
     settings: Any
-    experiment: Callable[[Recipe, Dataset, int, Any], dict[str, Any]]
+    experiment: Experiment
     tolerances: Mapping[str, float]
+    repeat: Experiment | None = None
 
     def runs(self, seeds: int | None = None) -> list[tuple[Recipe, int]]:
         """All (recipe, seed) pairs, seed by seed; ``seeds`` limits them to the first few seeds."""
@@ -98,6 +103,7 @@ STUDIES = {
             seeds=tuple(range(10)),
             settings=Settings(),
             experiment=three_configurations.measure,
+            repeat=three_configurations.measure_training,
             tolerances=_TOLERANCES,
         ),
         Study(
@@ -119,6 +125,22 @@ STUDIES = {
                 ),
             ),
             experiment=three_configurations.measure,
+            repeat=three_configurations.measure_training,
+            tolerances=_TOLERANCES,
+        ),
+        Study(
+            name="unfinished_training",
+            purpose="The low learning rate followed for 60 epochs, and sharpness at equal loss.",
+            dataset="mnist",
+            recipes=(
+                replace(RECIPES["Flat_SGD_LowLR"], epochs=60),
+                Recipe("lr_0.1_wd_0", "sgd", lr=0.1, epochs=20),
+                Recipe("lr_0.1_wd_0.01", "sgd", lr=0.1, weight_decay=1e-2, epochs=20),
+                Recipe("lr_0.001_wd_0", "sgd", lr=1e-3, epochs=60),
+            ),
+            seeds=tuple(range(5)),
+            settings=unfinished_training.Settings(),
+            experiment=unfinished_training.measure,
             tolerances=_TOLERANCES,
         ),
     )
@@ -243,36 +265,45 @@ class Difference:
 
 
 def diff(study: Study, record: Record, *, epochs: int | None = None) -> list[Difference]:
-    """Repeat the training of a record, or its first ``epochs``, and compare what both measured.
+    """Repeat a run, or the first ``epochs`` of its training, and compare what both measured.
+
+    Compared are the quantities for which the study declares a tolerance, at the same epochs or
+    steps.
 
     Raises:
         StudyError: ``epochs`` is not between 1 and the number recorded.
     """
     recipe = study.recipe(record.configuration)
-    epochs = recipe.epochs if epochs is None else epochs
-    if not 1 <= epochs <= recipe.epochs:
-        raise StudyError(f"epochs must lie between 1 and {recipe.epochs}, got {epochs}")
+    if epochs is not None:
+        if not 1 <= epochs <= recipe.epochs:
+            raise StudyError(f"epochs must lie between 1 and {recipe.epochs}, got {epochs}")
+        recipe = replace(recipe, epochs=epochs)
     dataset = load_dataset(study.dataset)
-    run, path = three_configurations.follow(
-        replace(recipe, epochs=epochs), dataset, record.seed, study.settings
-    )
-    fresh = dict(_numbers(run.history, path))
-    stored = dict(_numbers(record.results["history"], record.results["lambda_path"]))
+    repeat = study.repeat or study.experiment
+    fresh = dict(_numbers(repeat(recipe, dataset, record.seed, study.settings)))
+    stored = dict(_numbers(record.results))
     return [
-        Difference(
-            f"{quantity}, epoch {epoch}", stored[epoch, quantity], value, study.tolerances[quantity]
-        )
-        for (epoch, quantity), value in fresh.items()
-        if (epoch, quantity) in stored  # lambda_max is not measured at every epoch
+        Difference(f"{quantity}{place}", stored[quantity, place], value, study.tolerances[quantity])
+        for (quantity, place), value in fresh.items()
+        if quantity in study.tolerances and (quantity, place) in stored
     ]
 
 
 def _numbers(
-    history: list[dict[str, Any]], path: list[dict[str, Any]]
-) -> Iterator[tuple[tuple[int, str], float]]:
-    for row in history:
-        for quantity, value in row.items():
-            if quantity != "epoch":
-                yield (int(row["epoch"]), quantity), value
-    for row in path:
-        yield (row["epoch"], "lambda_max"), row["value"]
+    results: Mapping[str, Any], place: str = "", parent: str = ""
+) -> Iterator[tuple[tuple[str, str], float]]:
+    """Every number of a run as ((quantity, place), value); a place is an epoch or a step.
+
+    The ``value`` of an eigenvalue's summary goes by the name of the eigenvalue.
+    """
+    for name, value in results.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, place, name)
+        elif isinstance(value, list):
+            for row in value:
+                if isinstance(row, Mapping):
+                    axis = next((a for a in ("step", "epoch") if a in row), None)
+                    where = f", {axis} {row[axis]:g}" if axis else place
+                    yield from _numbers(row, where, name.replace("_path", "_max"))
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield (parent if name == "value" else name, place), value

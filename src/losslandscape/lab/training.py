@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -172,6 +172,28 @@ def fit(
         wall_seconds=time.perf_counter() - wall,
         cpu_seconds=time.process_time() - cpu,
     )
+
+
+def steps(model: nn.Module, recipe: Recipe, dataset: Dataset, *, seed: int) -> Iterator[int]:
+    """Train step by step, without end: yields the number of steps done, 0 first.
+
+    The same weights as :func:`fit` step for step, for experiments that measure inside an epoch;
+    ``recipe.epochs`` is not read. The model is in ``eval`` mode whenever a number is yielded.
+    """
+    optimizer = _optimizer(recipe, model)
+    order = torch.Generator().manual_seed(seed)
+    model.eval()
+    done = 0
+    yield done
+    while True:
+        for rows in torch.randperm(len(dataset.y_train), generator=order).split(recipe.batch_size):
+            model.train()
+            optimizer.zero_grad()
+            cross_entropy(model(dataset.x_train[rows]), dataset.y_train[rows]).backward()
+            optimizer.step()
+            model.eval()
+            done += 1
+            yield done
 
 
 def evaluate(model: nn.Module, dataset: Dataset) -> dict[str, float]:

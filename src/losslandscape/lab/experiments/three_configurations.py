@@ -70,6 +70,14 @@ def measure(recipe: Recipe, dataset: Dataset, seed: int, settings: Settings) -> 
     }
 
 
+def measure_training(
+    recipe: Recipe, dataset: Dataset, seed: int, settings: Settings
+) -> dict[str, Any]:
+    """The part of :func:`measure` along training."""
+    run, path = follow(recipe, dataset, seed, settings)
+    return {"history": run.history, "lambda_path": path}
+
+
 def measure_live(
     dataset_name: str, seeds: int, *, jobs: int = 2
 ) -> dict[str, list[dict[str, Any]]]:
