@@ -44,7 +44,7 @@ def build(tmp_path, monkeypatch):
                     "exclude_patterns": ["_out", "_trees"],
                     "suppress_warnings": ["toc.not_included"],
                     "nitpicky": True,
-                    "nitpick_ignore": [("std:ref", "how-claims-are-judged")],
+                    "nitpick_ignore_regex": [("std:ref", "how-claims-are-judged|test-.*")],
                 },
                 status=None,
                 warning=warnings,

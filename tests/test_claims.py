@@ -13,7 +13,7 @@ CLAIMS = BOOK["claims"]
 KINDS = {"numeric", "records", "identity", "definition", "literature"}
 TEXTS = ("statement", "place", "statistic", "threshold", "verdict")
 REQUIRED = {"id", "kind", "data", *TEXTS}
-OPTIONAL = {"data_details", "check", "changed"}
+OPTIONAL = {"data_details", "check", "changed", "evidence"}
 
 each_claim = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: str(claim.get("id")))
 
@@ -84,6 +84,28 @@ def test_chapters_show_only_registered_claims():
     for page in pages:
         shown = re.findall(r"^[`:]{3,}\{claim\} *(\S+)", page.read_text(encoding="utf-8"), re.M)
         assert set(shown) <= known, page.name
+
+
+@pytest.mark.parametrize(
+    ("claim", "entry"),
+    [(claim["id"], entry) for claim in CLAIMS for entry in claim.get("evidence", [])],
+)
+def test_evidence_is_a_labelled_section_that_runs_code(claim, entry):
+    assert set(entry) == {"chapter", "cell"}
+    text = (ROOT / "notebooks" / f"{entry['chapter']}.md").read_text(encoding="utf-8")
+    found = re.search(
+        rf"^\({re.escape(entry['cell'])}\)=\n+#+ [^\n]*\n(.*?)(?=^#+ |\Z)", text, re.M | re.S
+    )
+    assert found, f"{claim}: no heading labelled {entry['cell']} in {entry['chapter']}"
+    assert "{code-cell}" in found[1]
+
+
+def test_every_box_in_a_chapter_has_its_evidence_or_says_that_it_waits():
+    carried_out = {claim["id"] for claim in CLAIMS if claim.get("evidence")}
+    for chapter in (ROOT / "notebooks").glob("[0-9]*.md"):
+        text = chapter.read_text(encoding="utf-8")
+        for name, body in re.findall(r"^```\{claim\} *(\S+)\n(.*?)^```", text, re.M | re.S):
+            assert name in carried_out or "wait" in body or "study" in body, (chapter.name, name)
 
 
 def test_the_reported_numbers_are_those_of_the_registration():

@@ -35,7 +35,7 @@ class Claim(SphinxDirective):
         box = nodes.admonition(classes=["claim"])
         box += nodes.title("", f"Claim {claim['id']} - paper, {claim['place']}")
         box += nodes.paragraph(text=claim["statement"].strip(), classes=["claim-statement"])
-        box += _folded(SUMMARY, [*_test(claim), _link(self.env.docname)])
+        box += _folded(SUMMARY, [*_test(claim), *_links(claim, self.env.docname)])
         self.state.nested_parse(self.content, self.content_offset, box)
         self._make_target(box, claim["id"])
         self.set_source_info(box)
@@ -104,14 +104,26 @@ def _labelled(heading: str, text: str) -> nodes.paragraph:
     return paragraph
 
 
-def _link(page: str) -> nodes.paragraph:
-    """Return a link to the section that explains rules, names of data and symbols."""
-    target = {"refdomain": "std", "reftype": "ref", "reftarget": RULES, "refdoc": page}
-    link = addnodes.pending_xref("", nodes.inline(text="How the claims are judged"), **target)
-    link["refexplicit"] = True
-    sentence = nodes.paragraph(text="Rules, data and symbols: ")
-    sentence += [link, nodes.Text(".")]
-    return sentence
+def _links(claim: dict[str, Any], page: str) -> list[nodes.Node]:
+    """Return links to what explains the words of a test and to the cells that carry it out."""
+    explained = nodes.paragraph(text="Rules, data and symbols: ")
+    explained += [_link(RULES, "How the claims are judged", page), nodes.Text(".")]
+    cells = [entry["cell"] for entry in claim.get("evidence", [])]
+    if not cells:
+        return [explained]
+    tested = nodes.paragraph(text="Carried out in: ")
+    for number, cell in enumerate(cells):
+        tested += [nodes.Text("; " if number else ""), _link(cell, None, page)]
+    tested += nodes.Text(".")
+    return [explained, tested]
+
+
+def _link(label: str, text: str | None, page: str) -> addnodes.pending_xref:
+    """Return a link to ``label``, by default with the heading found there."""
+    target = {"refdomain": "std", "reftype": "ref", "reftarget": label, "refdoc": page}
+    link = addnodes.pending_xref("", nodes.inline(text=text or label), **target)
+    link["refexplicit"] = text is not None
+    return link
 
 
 def _folded(summary: str, content: list[nodes.Node]) -> list[nodes.Node]:
