@@ -18,7 +18,12 @@ from tqdm import tqdm
 
 from losslandscape.lab import records
 from losslandscape.lab.data import Dataset, load_dataset
-from losslandscape.lab.experiments import three_configurations, unfinished_training
+from losslandscape.lab.experiments import (
+    edge_of_stability,
+    three_configurations,
+    unfinished_training,
+)
+from losslandscape.lab.experiments.edge_of_stability import EdgeRecipe
 from losslandscape.lab.experiments.three_configurations import Settings
 from losslandscape.lab.records import Record
 from losslandscape.lab.training import RECIPES, Recipe
@@ -39,7 +44,8 @@ class Study:
         name: Folder of its records.
         purpose: One sentence.
         dataset: Name of the data set.
-        recipes: Configurations; a record is named after ``recipe.name``.
+        recipes: Configurations, frozen dataclasses as the experiment takes them; a record is named
+            after ``recipe.name``.
         seeds: Run seeds, in the order in which they are run.
         settings: How each run is measured.
         experiment: ``experiment(recipe, dataset, seed, settings)``: JSON-ready results of a run.
@@ -50,18 +56,18 @@ class Study:
     name: str
     purpose: str
     dataset: str
-    recipes: tuple[Recipe, ...]
+    recipes: tuple[Any, ...]
     seeds: tuple[int, ...]
     settings: Any
     experiment: Experiment
     tolerances: Mapping[str, float]
     repeat: Experiment | None = None
 
-    def runs(self, seeds: int | None = None) -> list[tuple[Recipe, int]]:
+    def runs(self, seeds: int | None = None) -> list[tuple[Any, int]]:
         """All (recipe, seed) pairs, seed by seed; ``seeds`` limits them to the first few seeds."""
         return [(recipe, seed) for seed in self.seeds[:seeds] for recipe in self.recipes]
 
-    def recipe(self, name: str) -> Recipe:
+    def recipe(self, name: str) -> Any:
         """The recipe of that name.
 
         Raises:
@@ -73,7 +79,7 @@ class Study:
         known = ", ".join(recipe.name for recipe in self.recipes)
         raise StudyError(f"{self.name} has no configuration {name!r}: choose one of {known}")
 
-    def fingerprint(self, recipe: Recipe) -> str:
+    def fingerprint(self, recipe: Any) -> str:
         """What a record of ``recipe`` must carry not to be stale."""
         content = {
             "recipe": asdict(recipe),
@@ -91,6 +97,22 @@ _TOLERANCES = {
     "grad_norm": 0.1,
     "lambda_max": 0.05,
 }
+
+EDGE_RECIPES = (
+    *(
+        EdgeRecipe(f"gd_squared_error_{lr:g}", "squared_error", "gd", lr=lr, steps=steps)
+        for lr, steps in ((0.1, 1500), (0.04, 2000), (0.02, 3000))
+    ),
+    *(
+        EdgeRecipe(f"gd_cross_entropy_{lr:g}", "cross_entropy", "gd", lr=lr, steps=steps)
+        for lr, steps in ((0.2, 600), (0.1, 1000), (0.05, 1500), (0.02, 2500))
+    ),
+    EdgeRecipe("momentum_squared_error", "squared_error", "gd", lr=0.04, momentum=0.9, steps=1500),
+    EdgeRecipe("adam_squared_error", "squared_error", "adam", lr=1e-3, steps=2000),
+    EdgeRecipe("adam_cross_entropy", "cross_entropy", "adam", lr=1e-3, steps=1000),
+    EdgeRecipe("sgd_squared_error", "squared_error", "gd", lr=0.1, batch_size=32, steps=3000),
+    EdgeRecipe("sgd_cross_entropy", "cross_entropy", "gd", lr=0.1, batch_size=32, steps=2000),
+)
 
 STUDIES = {
     study.name: study
@@ -143,6 +165,16 @@ STUDIES = {
             experiment=unfinished_training.measure,
             tolerances=_TOLERANCES,
         ),
+        Study(
+            name="edge_of_stability",
+            purpose="Sharpness against the stability limit, for full batches, momentum, Adam, SGD.",
+            dataset="mnist",
+            recipes=EDGE_RECIPES,
+            seeds=(0, 1),
+            settings=edge_of_stability.Settings(),
+            experiment=edge_of_stability.measure,
+            tolerances=_TOLERANCES,
+        ),
     )
 }
 
@@ -158,11 +190,9 @@ def find_study(name: str) -> Study:
     return STUDIES[name]
 
 
-def status(
-    study: Study, root: Path, seeds: int | None = None
-) -> dict[str, list[tuple[Recipe, int]]]:
+def status(study: Study, root: Path, seeds: int | None = None) -> dict[str, list[tuple[Any, int]]]:
     """Sort the runs of a study into ``done``, ``stale``, ``damaged`` and ``missing``."""
-    sorted_runs: dict[str, list[tuple[Recipe, int]]] = {
+    sorted_runs: dict[str, list[tuple[Any, int]]] = {
         state: [] for state in ("done", "stale", "damaged", "missing")
     }
     current = {recipe.name: study.fingerprint(recipe) for recipe in study.recipes}
@@ -209,7 +239,7 @@ def run_study(study: Study, root: Path, *, seeds: int | None = None, jobs: int =
 
 def _run_and_save(
     study: Study,
-    recipe: Recipe,
+    recipe: Any,
     seed: int,
     root: Path,
     fingerprint: str,
@@ -275,8 +305,9 @@ def diff(study: Study, record: Record, *, epochs: int | None = None) -> list[Dif
     """
     recipe = study.recipe(record.configuration)
     if epochs is not None:
-        if not 1 <= epochs <= recipe.epochs:
-            raise StudyError(f"epochs must lie between 1 and {recipe.epochs}, got {epochs}")
+        most = getattr(recipe, "epochs", 0)
+        if not 1 <= epochs <= most:
+            raise StudyError(f"epochs must lie between 1 and {most}, got {epochs}")
         recipe = replace(recipe, epochs=epochs)
     dataset = load_dataset(study.dataset)
     repeat = study.repeat or study.experiment

@@ -80,7 +80,7 @@ class Settings:
     channels: tuple[int, int] = (8, 16)
     hidden: int = 32
     images: int = 1000
-    every: int = 50
+    every: int = 25
     tol: float = 1e-2
     batches: int = 32
 
