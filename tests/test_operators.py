@@ -15,11 +15,11 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, mse_loss
 
 from losslandscape.lab.models import mlp
+from losslandscape.objective import gradient
 from losslandscape.operators import (
     GaussNewtonOperator,
     HessianOperator,
     ScaledOperator,
-    gradient,
     weight_scale,
 )
 

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from losslandscape import taylor
 from losslandscape.lab.models import mlp
-from losslandscape.operators import gradient
+from losslandscape.objective import gradient
 
 
 def problem(examples=30, features=5, classes=3, seed=0):

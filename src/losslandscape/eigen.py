@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from losslandscape.operators import Batch, CurvatureOperator, HessianOperator, LossFunction
+from losslandscape.objective import Batch, LossFunction
+from losslandscape.operators import CurvatureOperator, HessianOperator
 
 ENDS = ("LA", "SA", "LM")
 

@@ -16,20 +16,22 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from losslandscape.convolution import data_convolutions
+from losslandscape.objective import (
+    Batch,
+    LossFunction,
+    MeanLoss,
+    derivatives,
+    flat,
+    pull_back,
+    select_parameters,
+    untouched,
+)
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
-LossFunction = Callable[[Any, Tensor], Tensor]
-Batch = tuple[Tensor, Tensor]
 # One chunk's share of a product: a direction for each parameter in, a piece for each out.
 Share = Callable[[list[Tensor]], tuple[Tensor, ...]]
-
-# What makes the loss of an example depend on chance or on its batch, and may be asked for by name.
-ALLOWED = ("batchnorm", "dropout")
-
-# Two evaluations of one mean loss may differ by rounding only: this many units in the last place.
-_ROUNDING_UNITS = 1e3
 
 
 class CurvatureOperator:
@@ -115,10 +117,12 @@ class CurvatureOperator:
 
 
 class _MeanLossOperator(CurvatureOperator):
-    """What the curvature matrices of one mean loss share: data, checks, chunks, kept graphs.
+    """What the curvature matrices of one mean loss share: chunk by chunk, with kept graphs.
 
     Subclasses implement :meth:`_share`.
     """
+
+    objective: MeanLoss
 
     def __init__(
         self,
@@ -136,47 +140,23 @@ class _MeanLossOperator(CurvatureOperator):
             raise NotImplementedError(
                 "data sharded over processes is not supported yet: group=None"
             )
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        self._begin(
+            MeanLoss(model, loss_fn, data, params=params, chunk_size=chunk_size, allow=allow),
+            memory_budget,
+        )
+
+    def _begin(self, objective: MeanLoss, memory_budget: int) -> None:
         if memory_budget < 0:
             raise ValueError(f"memory_budget must be 0 bytes or more, got {memory_budget}")
-        allow = (allow,) if isinstance(allow, str) else tuple(allow)
-        for name in allow:
-            if name not in ALLOWED:
-                raise ValueError(f"allow may name {' and '.join(ALLOWED)}, got {name!r}")
-        if isinstance(loss_fn, type):
-            raise TypeError(f"loss_fn is the class {loss_fn.__name__}: give an instance")
-        self._model = model
-        self._loss_fn = loss_fn
-        self._params = _select_parameters(model, params)
-        self.dtype = self._params[0].dtype
-        self.device = self._params[0].device
-        size = sum(p.numel() for p in self._params)
-        self.shape = (size, size)
+        self.objective = objective
+        self.dtype, self.device = objective.dtype, objective.device
+        self.shape = (objective.size, objective.size)
         self.products = 0
-        with _untouched(model):
-            batches = _as_batches(data)
-            # With batch statistics an example's loss depends on its batch: batches stay whole.
-            whole = "batchnorm" in allow
-            self._batches = list(_split(batches, None if whole else chunk_size))
-        if not self._batches:
-            raise ValueError(
-                "the data are empty: give at least one example (a generator can be read only once)"
-            )
-        self._examples = sum(len(targets) for _, targets in self._batches)
-        _refuse(model, allow)
-        with _untouched(model):
-            _check_mean_loss(self._batch_loss, self._batches[0], allow)
-        self._chunk_size = chunk_size
         self._memory_budget = memory_budget
-        self._allow = allow
         self._graphs: dict[int, Share] = {}
         self._graph_bytes = 0
         self._graphs_full = memory_budget == 0
         self._state: list[Any] = []
-
-    def _batch_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        return self._loss_fn(self._model(inputs.to(self.device)), targets.to(self.device))
 
     def _share(self, inputs: Tensor, targets: Tensor, weight: float) -> Share:
         """Build the graph of one chunk and return its share of a product, times ``weight``."""
@@ -185,7 +165,7 @@ class _MeanLossOperator(CurvatureOperator):
     @property
     def examples(self) -> int:
         """How many examples the mean is over."""
-        return self._examples
+        return self.objective.examples
 
     def subsample(self, count: int, *, seed: int = 0) -> Self:
         """The same matrix on ``count`` of the examples, drawn without replacement.
@@ -199,26 +179,9 @@ class _MeanLossOperator(CurvatureOperator):
             >>> H.subsample(4).examples, H.subsample(4).shape
             (4, (3, 3))
         """
-        if not 1 <= count <= self._examples:
-            raise ValueError(f"count must lie between 1 and {self._examples}, got {count}")
-        generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(self._examples, generator=generator)[:count].sort().values
-        picked, start = [], 0
-        for inputs, targets in self._batches:
-            rows = chosen[(chosen >= start) & (chosen < start + len(targets))] - start
-            start += len(targets)
-            if len(rows):
-                picked.append((inputs[rows.to(inputs.device)], targets[rows.to(targets.device)]))
-        inputs, targets = (torch.cat(parts) for parts in zip(*picked, strict=True))
-        return type(self)(
-            self._model,
-            self._loss_fn,
-            (inputs, targets),
-            params=self._params,
-            chunk_size=self._chunk_size,
-            memory_budget=self._memory_budget,
-            allow=self._allow,
-        )
+        smaller = object.__new__(type(self))
+        smaller._begin(self.objective.subsample(count, seed=seed), self._memory_budget)
+        return smaller
 
     def curved_start(self, *, seed: int = 0) -> Tensor:
         r"""A random vector rich in directions of large curvature, for the price of a gradient.
@@ -235,17 +198,17 @@ class _MeanLossOperator(CurvatureOperator):
         """
         generator = torch.Generator().manual_seed(seed)
         total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
-        with _untouched(self._model), torch.enable_grad():
-            for inputs, targets in self._batches:
-                outputs = self._model(inputs.to(self.device))
+        with untouched(self.objective.model), torch.enable_grad():
+            for inputs, targets in self.objective.batches:
+                outputs = self.objective.model(inputs.to(self.device))
                 if not isinstance(outputs, Tensor):
                     break
                 free = outputs.detach().requires_grad_()
-                slope = _derivatives(self._loss_fn(free, targets.to(self.device)), [free])
+                slope = derivatives(self.objective.loss_fn(free, targets.to(self.device)), [free])
                 # Signs, not Gaussian numbers: no example draws a weight close to zero.
                 signs = 2 * torch.randint(2, free.shape, generator=generator).to(free) - 1
-                bent = _pull_back(slope, [free], [signs * len(targets)])
-                total += _flat(_pull_back((outputs,), self._params, list(bent)))
+                bent = pull_back(slope, [free], [signs * len(targets)])
+                total += flat(pull_back((outputs,), self.objective.params, list(bent)))
         white = torch.randn(self.shape[0], generator=generator, dtype=torch.float64).to(total)
         length = torch.linalg.vector_norm(total)
         if not (torch.isfinite(length) and length > 0):
@@ -255,42 +218,38 @@ class _MeanLossOperator(CurvatureOperator):
         return unit
 
     def _product(self, vectors: Tensor) -> Tensor:
-        sizes = [p.numel() for p in self._params]
-        directions = [
-            [d.view_as(p) for d, p in zip(column.split(sizes), self._params, strict=True)]
-            for column in vectors.unbind(dim=1)
-        ]
+        directions = [self.objective.split(column) for column in vectors.unbind(dim=1)]
         totals = [torch.zeros_like(vectors[:, 0]) for _ in directions]
-        with _untouched(self._model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with untouched(self.objective.model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             self._drop_outdated_graphs()
-            for index in range(len(self._batches)):
+            for index in range(len(self.objective.batches)):
                 share = self._graphs.get(index) or self._build(index)
                 for total, direction in zip(totals, directions, strict=True):
-                    total += _flat(share(direction))
+                    total += flat(share(direction))
         return torch.stack(totals, dim=1)
 
     def _why_not_finite(self) -> str:
-        for number, (inputs, targets) in enumerate(self._batches):
+        for number, (inputs, targets) in enumerate(self.objective.batches):
             for name, tensor in (("inputs", inputs), ("targets", targets)):
                 if not torch.isfinite(tensor).all():
                     return f"the {name} of chunk {number} hold NaN or infinity"
-        for name, p in self._model.named_parameters():
+        for name, p in self.objective.model.named_parameters():
             if not torch.isfinite(p).all():
                 return f"the weights '{name}' hold NaN or infinity"
         return "the loss or its derivatives overflow at these weights"
 
     def _build(self, index: int) -> Share:
         """The share of chunk ``index``; its graph is kept while the memory budget lasts."""
-        inputs, targets = self._batches[index]
+        inputs, targets = self.objective.batches[index]
         if self.device.type == "cpu":
             # Plain strides: second derivatives of channels-last images are slower on CPU.
             inputs = inputs.flatten().view(inputs.shape)
-        weight = len(targets) / self._examples
+        weight = len(targets) / self.objective.examples
         torch.manual_seed(index)  # one fixed draw of dropout masks, where allowed
         if self._graphs_full:
             with data_convolutions():
                 return self._share(inputs, targets, weight)
-        with _saved_bytes({*self._params, inputs, targets}) as saved, data_convolutions():
+        with _saved_bytes({*self.objective.params, inputs, targets}) as saved, data_convolutions():
             share = self._share(inputs, targets, weight)
         # The first derivative itself, one number for each parameter, is kept as well.
         needed = saved["bytes"] + self.shape[0] * self.dtype.itemsize
@@ -306,14 +265,15 @@ class _MeanLossOperator(CurvatureOperator):
 
         Weights are compared by value: a change through ``.data`` leaves no other trace.
         """
-        if self._params[0].dtype != self.dtype or self._params[0].device != self.device:
+        now = self.objective.params[0]
+        if now.dtype != self.dtype or now.device != self.device:
             raise ValueError(
-                f"the model is now {self._params[0].dtype} on {self._params[0].device}, the "
+                f"the model is now {now.dtype} on {now.device}, the "
                 f"operator was made for {self.dtype} on {self.device}: make a new one"
             )
-        tensors = [*self._model.parameters(), *self._model.buffers()]
-        marks: list[int] = [module.training for module in self._model.modules()]
-        marks += [tensor._version for batch in self._batches for tensor in batch]
+        tensors = [*self.objective.model.parameters(), *self.objective.model.buffers()]
+        marks: list[int] = [module.training for module in self.objective.model.modules()]
+        marks += [tensor._version for batch in self.objective.batches for tensor in batch]
         if self._state:
             copies, old_marks = self._state
             if (
@@ -381,9 +341,11 @@ class HessianOperator(_MeanLossOperator):
     """
 
     def _share(self, inputs: Tensor, targets: Tensor, weight: float) -> Share:
-        slopes = _derivatives(self._batch_loss(inputs, targets) * weight, self._params)
-        params = self._params  # a share that held the operator itself would be a cycle
-        return lambda directions: _pull_back(slopes, params, directions)
+        slopes = derivatives(
+            self.objective.of_batch(inputs, targets) * weight, self.objective.params
+        )
+        params = self.objective.params  # a share that held the operator itself would be a cycle
+        return lambda directions: pull_back(slopes, params, directions)
 
 
 class GaussNewtonOperator(_MeanLossOperator):
@@ -413,23 +375,23 @@ class GaussNewtonOperator(_MeanLossOperator):
     """
 
     def _share(self, inputs: Tensor, targets: Tensor, weight: float) -> Share:
-        outputs = self._model(inputs.to(self.device))
+        outputs = self.objective.model(inputs.to(self.device))
         if not isinstance(outputs, Tensor):
             raise ValueError(
                 f"Gauss-Newton needs one output tensor, the model returns {type(outputs).__name__}"
             )
         free = outputs.detach().requires_grad_()
-        loss = self._loss_fn(free, targets.to(self.device)) * weight
-        slope = _derivatives(loss, [free])
+        loss = self.objective.loss_fn(free, targets.to(self.device)) * weight
+        slope = derivatives(loss, [free])
         # J^T u is linear in u, so its derivative with respect to u, along v, is J v.
         dummy = torch.zeros_like(outputs, requires_grad=True)
-        params = self._params
-        pulled = _derivatives(outputs, params, dummy)
+        params = self.objective.params
+        pulled = derivatives(outputs, params, dummy)
 
         def share(directions: list[Tensor]) -> tuple[Tensor, ...]:
-            pushed = _pull_back(pulled, [dummy], directions)
-            bent = _pull_back(slope, [free], list(pushed))
-            return _pull_back((outputs,), params, list(bent))
+            pushed = pull_back(pulled, [dummy], directions)
+            bent = pull_back(slope, [free], list(pushed))
+            return pull_back((outputs,), params, list(bent))
 
         return share
 
@@ -492,88 +454,12 @@ def weight_scale(
         >>> weight_scale(model), weight_scale(model, per="tensor")
         (tensor([3., 4.]), tensor([5., 5.]))
     """
-    chosen = [p.detach() for p in _select_parameters(model, params)]
+    chosen = [p.detach() for p in select_parameters(model, params)]
     if per == "weight":
-        return _flat(p.abs() for p in chosen)
+        return flat(p.abs() for p in chosen)
     if per == "tensor":
-        return _flat(torch.linalg.vector_norm(p).expand_as(p) for p in chosen)
+        return flat(torch.linalg.vector_norm(p).expand_as(p) for p in chosen)
     raise ValueError(f"per must be 'weight' or 'tensor', got {per!r}")
-
-
-def gradient(
-    model: nn.Module,
-    loss_fn: LossFunction,
-    data: Batch | Iterable[Batch],
-    *,
-    params: Iterable[nn.Parameter] | None = None,
-    chunk_size: int = 128,
-) -> tuple[float, Tensor]:
-    """Mean loss and its gradient over all examples, with the same weighting as the Hessian.
-
-    Args:
-        model, loss_fn, data, params, chunk_size: As for :class:`HessianOperator`.
-
-    Returns:
-        The mean loss, and its gradient as one flat vector ``(D,)``.
-
-    Raises:
-        ValueError: Empty data, or a loss that is not finite.
-    """
-    chosen = _select_parameters(model, params)
-    with _untouched(model), torch.enable_grad():
-        batches = list(_split(_as_batches(data), chunk_size))
-        examples = sum(len(targets) for _, targets in batches)
-        if not examples:
-            raise ValueError("the data are empty: give at least one example")
-        mean_loss = 0.0
-        total = torch.zeros(sum(p.numel() for p in chosen), dtype=chosen[0].dtype).to(
-            chosen[0].device
-        )
-        for inputs, targets in batches:
-            outputs = model(inputs.to(total.device))
-            loss = loss_fn(outputs, targets.to(total.device)) * (len(targets) / examples)
-            pieces = torch.autograd.grad(loss, chosen, allow_unused=True, materialize_grads=True)
-            total += _flat(pieces)
-            mean_loss += float(loss.detach())
-    if not (torch.isfinite(total).all() and abs(mean_loss) < float("inf")):
-        raise ValueError(f"the loss or its gradient is not finite (loss {mean_loss})")
-    return mean_loss, total
-
-
-def _flat(pieces: Iterable[Tensor]) -> Tensor:
-    return torch.cat([piece.reshape(-1) for piece in pieces]).detach()
-
-
-def _derivatives(
-    value: Tensor, variables: list[Any], seed: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """First derivatives that can be differentiated again."""
-    return torch.autograd.grad(
-        value,
-        variables,
-        grad_outputs=seed,
-        create_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
-
-
-def _pull_back(
-    values: tuple[Tensor, ...], variables: list[Any], directions: list[Tensor]
-) -> tuple[Tensor, ...]:
-    """The derivative of ``<values, directions>``; the graph stays for the next directions."""
-    # A value that does not depend on the variables has no graph; its share is 0.
-    live = [(v, d) for v, d in zip(values, directions, strict=True) if v.requires_grad]
-    if not live:
-        return tuple(torch.zeros_like(variable) for variable in variables)
-    return torch.autograd.grad(
-        [v for v, _ in live],
-        variables,
-        grad_outputs=[d for _, d in live],
-        retain_graph=True,
-        allow_unused=True,
-        materialize_grads=True,
-    )
 
 
 @contextmanager
@@ -592,137 +478,3 @@ def _saved_bytes(free: Iterable[Tensor]) -> Iterator[dict[str, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         yield count
-
-
-def _select_parameters(
-    model: nn.Module, params: Iterable[nn.Parameter] | None
-) -> list[nn.Parameter]:
-    """The chosen parameters in ``model.parameters()`` order, each once."""
-    own = list(model.parameters())
-    if params is None:
-        chosen = [p for p in own if p.requires_grad]
-    else:
-        wanted = {id(p) for p in params}
-        chosen = [p for p in own if id(p) in wanted]
-        if len(chosen) != len(wanted):
-            raise ValueError("params holds a tensor that is not a parameter of this model")
-        if any(not p.requires_grad for p in chosen):
-            raise ValueError("params holds a parameter with requires_grad=False: turn it on first")
-    if not chosen:
-        raise ValueError("no parameter to differentiate: every one has requires_grad=False")
-    if chosen[0].dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"the parameters are {chosen[0].dtype}: second derivatives need model.float()"
-        )
-    if len({(p.dtype, p.device) for p in chosen}) > 1:
-        raise ValueError("the parameters differ in dtype or device: move the model to one of each")
-    return chosen
-
-
-def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        inputs, targets = data
-        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
-            yield inputs, targets
-            return
-    if isinstance(data, Tensor):
-        raise ValueError("data must be a pair (X, y) or an iterable of such pairs, got one tensor")
-    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], (tuple, list)):
-        kinds = " and ".join(type(part).__name__ for part in data)
-        raise ValueError(f"data must be a pair of tensors, got {kinds}: use torch.as_tensor")
-    for item in data:
-        if not (isinstance(item, (tuple, list)) and len(item) == 2):
-            raise ValueError(f"each batch must be a pair (X, y), got {type(item).__name__}")
-        for part in item:
-            if not isinstance(part, Tensor):
-                raise ValueError(
-                    f"each batch must be a pair of tensors, got a {type(part).__name__} in it"
-                )
-            if part.ndim == 0:
-                raise ValueError(
-                    "the data yield single examples, not batches: wrap a data set in a DataLoader"
-                )
-        yield (item[0], item[1])
-
-
-def _split(batches: Iterable[Batch], chunk_size: int | None) -> Iterator[Batch]:
-    """Cut batches into chunks of at most ``chunk_size`` examples; ``None`` leaves them whole."""
-    for inputs, targets in batches:
-        if len(inputs) != len(targets):
-            raise ValueError(f"a batch has {len(inputs)} inputs but {len(targets)} targets")
-        step = chunk_size or max(1, len(targets))
-        for start in range(0, len(targets), step):
-            yield inputs[start : start + step], targets[start : start + step]
-
-
-def _refuse(model: nn.Module, allow: Collection[str]) -> None:
-    """Refuse what makes the loss of an example depend on its batch or on chance."""
-    for name, module in model.named_modules():
-        if not module.training:
-            continue
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and "batchnorm" not in allow:
-            raise ValueError(
-                f"batch normalisation '{name}' is in train mode, so the loss of an example depends "
-                "on its batch: call model.eval() first, or pass allow=['batchnorm']"
-            )
-        active = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        if active and "dropout" not in allow:
-            raise ValueError(
-                f"dropout '{name}' is active (p = {module.p}): call model.eval() first, "
-                "or pass allow=['dropout'] for one fixed draw"
-            )
-
-
-def _check_mean_loss(
-    batch_loss: Callable[[Tensor, Tensor], Tensor], batch: Batch, allow: Collection[str]
-) -> None:
-    """Refuse a loss that is no finite, repeatable scalar mean over the examples of a batch."""
-    inputs, targets = batch
-    with torch.no_grad():
-        whole = batch_loss(inputs, targets)
-        if not isinstance(whole, Tensor) or whole.numel() != 1:
-            raise ValueError("loss_fn must return a scalar: use reduction='mean'")
-        if not torch.isfinite(whole):
-            raise ValueError(
-                f"the loss is {whole.item()} on the first batch: check data and weights"
-            )
-        slack = _ROUNDING_UNITS * torch.finfo(whole.dtype).eps * max(1.0, abs(float(whole)))
-        if "dropout" in allow:
-            return  # the halves of a batch would draw other masks
-        again = batch_loss(inputs, targets)
-        if abs(float(whole - again)) > slack:
-            raise ValueError(
-                "two passes over one batch give different losses: turn dropout and other random "
-                "layers off with model.eval()"
-            )
-        if "batchnorm" in allow:
-            return  # the halves of a batch have other statistics
-        half = max(1, len(targets) // 2)
-        # One example is its own two halves: a mean keeps its value, a sum doubles.
-        rest = slice(half, None) if len(targets) > 1 else slice(0, 1)
-        parts = [(inputs[:half], targets[:half]), (inputs[rest], targets[rest])]
-        count = sum(len(part) for _, part in parts)
-        mean = sum(float(batch_loss(x, y)) * len(y) / count for x, y in parts)
-        if len(targets) == 1:
-            whole = batch_loss(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
-        if abs(float(whole) - mean) > slack:
-            raise ValueError(
-                f"the loss of a batch is not the mean over its examples: {float(whole):.6g} for "
-                f"the batch, {mean:.6g} from its halves (reduction='sum', class weights, ignored "
-                "labels, targets of another shape than the outputs?)"
-            )
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Run model code and put back the random state and the buffers afterwards."""
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=[d.index for d in devices]):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    if not torch.equal(buffer, before):
-                        buffer.copy_(before)

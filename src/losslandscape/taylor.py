@@ -14,7 +14,8 @@ from scipy.sparse.linalg import LinearOperator, cg
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from losslandscape.operators import Batch, HessianOperator, LossFunction, gradient
+from losslandscape.objective import Batch, LossFunction, gradient
+from losslandscape.operators import HessianOperator
 
 
 def losses_along(
@@ -45,7 +46,7 @@ def losses_along(
         [1.0, 4.0]
     """
     op = _operator(model, loss_fn, data)
-    return _losses(model, op, _directions(direction, op)[:, 0], torch.as_tensor(radii))
+    return _losses(op, _directions(direction, op)[:, 0], torch.as_tensor(radii))
 
 
 def remainders(
@@ -77,10 +78,10 @@ def remainders(
     directions = _directions(direction, op)
     steps = torch.as_tensor(radii, dtype=torch.float64)
     _, grad = gradient(model, loss_fn, data)
-    here = _losses(model, op, torch.zeros_like(grad), torch.zeros(1))
+    here = _losses(op, torch.zeros_like(grad), torch.zeros(1))
     columns = []
     for d, curvature in zip(directions.T, (op @ directions).T, strict=True):
-        change = _losses(model, op, d, steps) - here
+        change = _losses(op, d, steps) - here
         linear = steps * torch.dot(grad, d)
         quadratic = steps**2 * torch.dot(d, curvature) / 2
         columns.append(torch.stack([change, change - linear, change - linear - quadratic]))
@@ -290,16 +291,5 @@ def _directions(direction: Tensor, op: HessianOperator) -> Tensor:
     return direction.detach().to(op.dtype).reshape(size, -1)
 
 
-def _losses(model: nn.Module, op: HessianOperator, direction: Tensor, radii: Tensor) -> Tensor:
-    parameters = list(model.parameters())
-    start = parameters_to_vector(parameters).detach().clone()
-    losses = []
-    try:
-        with torch.no_grad():
-            for t in radii.to(op.dtype):
-                vector_to_parameters(start + t * direction, parameters)
-                parts = [op._batch_loss(x, y) * len(y) / op._examples for x, y in op._batches]
-                losses.append(torch.stack(parts).sum())
-    finally:
-        vector_to_parameters(start, parameters)
-    return torch.stack(losses)
+def _losses(op: HessianOperator, direction: Tensor, radii: Tensor) -> Tensor:
+    return op.objective.values_at(t * direction for t in radii.to(op.dtype)).to(op.dtype)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from losslandscape.lab.data import Dataset
 from losslandscape.lab.models import cnn
-from losslandscape.operators import gradient
+from losslandscape.objective import gradient
 
 OPTIMIZERS = ("sgd", "adam")
 

@@ -21,13 +21,8 @@ from losslandscape.lab.data import Dataset
 from losslandscape.lab.experiments.three_configurations import summary
 from losslandscape.lab.models import cnn
 from losslandscape.lab.training import accuracy
-from losslandscape.operators import (
-    CurvatureOperator,
-    HessianOperator,
-    LossFunction,
-    ScaledOperator,
-    gradient,
-)
+from losslandscape.objective import LossFunction, gradient
+from losslandscape.operators import CurvatureOperator, HessianOperator, ScaledOperator
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -1,0 +1,370 @@
+"""The mean loss of a model over data, as one fixed function of the weights.
+
+Curvature, gradient noise and sharpness are all taken of this function, so its conventions and
+checks live here: which weights, in which order; which examples, weighted how; what is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+LossFunction = Callable[[Any, Tensor], Tensor]
+Batch = tuple[Tensor, Tensor]
+
+# What makes the loss of an example depend on chance or on its batch, and may be asked for by name.
+ALLOWED = ("batchnorm", "dropout")
+
+# Two evaluations of one mean loss may differ by rounding only: this many units in the last place.
+_ROUNDING_UNITS = 1e3
+
+
+class MeanLoss:
+    """The mean loss over all examples, at the model's current weights.
+
+    References to the batches are taken once, when it is made, so a loader that shuffles or drops
+    its last batch still defines one function.
+
+    Args:
+        model, loss_fn, data, params, chunk_size, allow: As for
+            :class:`~losslandscape.operators.HessianOperator`.
+
+    Attributes:
+        params: The chosen parameters in ``model.parameters()`` order, each once.
+        batches: ``(inputs, targets)`` chunks of at most ``chunk_size`` examples.
+        examples: How many examples the mean is over.
+        size: Length ``D`` of a flat vector of weights.
+        dtype, device: Of the parameters.
+
+    Raises:
+        ValueError: Empty data, no parameters, a loss that is not a finite scalar mean over
+            examples, an active dropout layer, batch normalisation in ``train`` mode.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        data: Batch | Iterable[Batch],
+        *,
+        params: Iterable[nn.Parameter] | None = None,
+        chunk_size: int = 128,
+        allow: Collection[str] = (),
+    ) -> None:
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        allow = (allow,) if isinstance(allow, str) else tuple(allow)
+        for name in allow:
+            if name not in ALLOWED:
+                raise ValueError(f"allow may name {' and '.join(ALLOWED)}, got {name!r}")
+        if isinstance(loss_fn, type):
+            raise TypeError(f"loss_fn is the class {loss_fn.__name__}: give an instance")
+        self.model = model
+        self.loss_fn = loss_fn
+        self.params = select_parameters(model, params)
+        self.dtype = self.params[0].dtype
+        self.device = self.params[0].device
+        self.size = sum(p.numel() for p in self.params)
+        self.chunk_size = chunk_size
+        self.allow = allow
+        with untouched(model):
+            # With batch statistics an example's loss depends on its batch: batches stay whole.
+            whole = "batchnorm" in allow
+            self.batches = list(_split(_as_batches(data), None if whole else chunk_size))
+        if not self.batches:
+            raise ValueError(
+                "the data are empty: give at least one example (a generator can be read only once)"
+            )
+        self.examples = sum(len(targets) for _, targets in self.batches)
+        _refuse(model, allow)
+        with untouched(model):
+            _check_mean_loss(self.of_batch, self.batches[0], allow)
+
+    def of_batch(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of one batch, with its graph."""
+        return self.loss_fn(self.model(inputs.to(self.device)), targets.to(self.device))
+
+    def value(self) -> float:
+        """The mean loss, summed in ``float64``.
+
+        Raises:
+            ValueError: It is not finite.
+        """
+        with untouched(self.model), torch.no_grad():
+            parts = [self.of_batch(x, y).double() * len(y) for x, y in self.batches]
+        mean = float(torch.stack(parts).sum()) / self.examples
+        if not abs(mean) < float("inf"):
+            raise ValueError(f"the loss is {mean}: check data and weights")
+        return mean
+
+    def values_at(self, offsets: Iterable[Tensor]) -> Tensor:
+        """The mean loss at the weights plus each offset ``(D,)``; the weights are put back.
+
+        Returns:
+            ``(m,)`` in ``float64``, not finite where the loss is not.
+        """
+        before = [p.detach().clone() for p in self.params]
+        found = []
+        with untouched(self.model), torch.no_grad():
+            try:
+                for offset in offsets:
+                    moved = self.split(offset.to(device=self.device, dtype=self.dtype))
+                    for p, w, d in zip(self.params, before, moved, strict=True):
+                        p.data.copy_(w + d)
+                    parts = [self.of_batch(x, y).double() * len(y) for x, y in self.batches]
+                    found.append(torch.stack(parts).sum().cpu() / self.examples)
+            finally:
+                for p, w in zip(self.params, before, strict=True):
+                    p.data.copy_(w)
+        return torch.stack(found)
+
+    def weights(self) -> Tensor:
+        """The current weights as one flat vector ``(D,)``, a copy."""
+        return flat(self.params)
+
+    def split(self, vector: Tensor) -> list[Tensor]:
+        """A flat vector ``(D,)`` as pieces of the parameters' shapes."""
+        pieces = vector.split([p.numel() for p in self.params])
+        return [piece.view_as(p) for piece, p in zip(pieces, self.params, strict=True)]
+
+    def subsample(self, count: int, *, seed: int = 0) -> Self:
+        """The mean loss over ``count`` of the examples, drawn without replacement.
+
+        Raises:
+            ValueError: ``count`` is not between 1 and the number of examples.
+        """
+        if not 1 <= count <= self.examples:
+            raise ValueError(f"count must lie between 1 and {self.examples}, got {count}")
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(self.examples, generator=generator)[:count].sort().values
+        picked, start = [], 0
+        for inputs, targets in self.batches:
+            rows = chosen[(chosen >= start) & (chosen < start + len(targets))] - start
+            start += len(targets)
+            if len(rows):
+                picked.append((inputs[rows.to(inputs.device)], targets[rows.to(targets.device)]))
+        inputs, targets = (torch.cat(parts) for parts in zip(*picked, strict=True))
+        return type(self)(
+            self.model,
+            self.loss_fn,
+            (inputs, targets),
+            params=self.params,
+            chunk_size=self.chunk_size,
+            allow=self.allow,
+        )
+
+
+def gradient(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Batch | Iterable[Batch],
+    *,
+    params: Iterable[nn.Parameter] | None = None,
+    chunk_size: int = 128,
+) -> tuple[float, Tensor]:
+    """Mean loss and its gradient over all examples, with the same weighting as the Hessian.
+
+    Args:
+        model, loss_fn, data, params, chunk_size: As for
+            :class:`~losslandscape.operators.HessianOperator`.
+
+    Returns:
+        The mean loss, and its gradient as one flat vector ``(D,)``.
+
+    Raises:
+        ValueError: Empty data, or a loss that is not finite.
+    """
+    chosen = select_parameters(model, params)
+    with untouched(model), torch.enable_grad():
+        batches = list(_split(_as_batches(data), chunk_size))
+        examples = sum(len(targets) for _, targets in batches)
+        if not examples:
+            raise ValueError("the data are empty: give at least one example")
+        mean_loss = 0.0
+        total = torch.zeros(sum(p.numel() for p in chosen), dtype=chosen[0].dtype).to(
+            chosen[0].device
+        )
+        for inputs, targets in batches:
+            outputs = model(inputs.to(total.device))
+            loss = loss_fn(outputs, targets.to(total.device)) * (len(targets) / examples)
+            pieces = torch.autograd.grad(loss, chosen, allow_unused=True, materialize_grads=True)
+            total += flat(pieces)
+            mean_loss += float(loss.detach())
+    if not (torch.isfinite(total).all() and abs(mean_loss) < float("inf")):
+        raise ValueError(f"the loss or its gradient is not finite (loss {mean_loss})")
+    return mean_loss, total
+
+
+def flat(pieces: Iterable[Tensor]) -> Tensor:
+    """Tensors of any shapes as one flat vector."""
+    return torch.cat([piece.reshape(-1) for piece in pieces]).detach()
+
+
+def derivatives(
+    value: Tensor, variables: list[Any], seed: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """First derivatives that can be differentiated again."""
+    return torch.autograd.grad(
+        value,
+        variables,
+        grad_outputs=seed,
+        create_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+def pull_back(
+    values: tuple[Tensor, ...], variables: list[Any], directions: list[Tensor]
+) -> tuple[Tensor, ...]:
+    """The derivative of ``<values, directions>``; the graph stays for the next directions."""
+    # A value that does not depend on the variables has no graph; its share is 0.
+    live = [(v, d) for v, d in zip(values, directions, strict=True) if v.requires_grad]
+    if not live:
+        return tuple(torch.zeros_like(variable) for variable in variables)
+    return torch.autograd.grad(
+        [v for v, _ in live],
+        variables,
+        grad_outputs=[d for _, d in live],
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+
+
+def select_parameters(
+    model: nn.Module, params: Iterable[nn.Parameter] | None
+) -> list[nn.Parameter]:
+    """The chosen parameters in ``model.parameters()`` order, each once."""
+    own = list(model.parameters())
+    if params is None:
+        chosen = [p for p in own if p.requires_grad]
+    else:
+        wanted = {id(p) for p in params}
+        chosen = [p for p in own if id(p) in wanted]
+        if len(chosen) != len(wanted):
+            raise ValueError("params holds a tensor that is not a parameter of this model")
+        if any(not p.requires_grad for p in chosen):
+            raise ValueError("params holds a parameter with requires_grad=False: turn it on first")
+    if not chosen:
+        raise ValueError("no parameter to differentiate: every one has requires_grad=False")
+    if chosen[0].dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"the parameters are {chosen[0].dtype}: second derivatives need model.float()"
+        )
+    if len({(p.dtype, p.device) for p in chosen}) > 1:
+        raise ValueError("the parameters differ in dtype or device: move the model to one of each")
+    return chosen
+
+
+def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        inputs, targets = data
+        if isinstance(inputs, Tensor) and isinstance(targets, Tensor):
+            yield inputs, targets
+            return
+    if isinstance(data, Tensor):
+        raise ValueError("data must be a pair (X, y) or an iterable of such pairs, got one tensor")
+    if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], (tuple, list)):
+        kinds = " and ".join(type(part).__name__ for part in data)
+        raise ValueError(f"data must be a pair of tensors, got {kinds}: use torch.as_tensor")
+    for item in data:
+        if not (isinstance(item, (tuple, list)) and len(item) == 2):
+            raise ValueError(f"each batch must be a pair (X, y), got {type(item).__name__}")
+        for part in item:
+            if not isinstance(part, Tensor):
+                raise ValueError(
+                    f"each batch must be a pair of tensors, got a {type(part).__name__} in it"
+                )
+            if part.ndim == 0:
+                raise ValueError(
+                    "the data yield single examples, not batches: wrap a data set in a DataLoader"
+                )
+        yield (item[0], item[1])
+
+
+def _split(batches: Iterable[Batch], chunk_size: int | None) -> Iterator[Batch]:
+    """Cut batches into chunks of at most ``chunk_size`` examples; ``None`` leaves them whole."""
+    for inputs, targets in batches:
+        if len(inputs) != len(targets):
+            raise ValueError(f"a batch has {len(inputs)} inputs but {len(targets)} targets")
+        step = chunk_size or max(1, len(targets))
+        for start in range(0, len(targets), step):
+            yield inputs[start : start + step], targets[start : start + step]
+
+
+def _refuse(model: nn.Module, allow: Collection[str]) -> None:
+    """Refuse what makes the loss of an example depend on its batch or on chance."""
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and "batchnorm" not in allow:
+            raise ValueError(
+                f"batch normalisation '{name}' is in train mode, so the loss of an example depends "
+                "on its batch: call model.eval() first, or pass allow=['batchnorm']"
+            )
+        active = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        if active and "dropout" not in allow:
+            raise ValueError(
+                f"dropout '{name}' is active (p = {module.p}): call model.eval() first, "
+                "or pass allow=['dropout'] for one fixed draw"
+            )
+
+
+def _check_mean_loss(
+    batch_loss: Callable[[Tensor, Tensor], Tensor], batch: Batch, allow: Collection[str]
+) -> None:
+    """Refuse a loss that is no finite, repeatable scalar mean over the examples of a batch."""
+    inputs, targets = batch
+    with torch.no_grad():
+        whole = batch_loss(inputs, targets)
+        if not isinstance(whole, Tensor) or whole.numel() != 1:
+            raise ValueError("loss_fn must return a scalar: use reduction='mean'")
+        if not torch.isfinite(whole):
+            raise ValueError(
+                f"the loss is {whole.item()} on the first batch: check data and weights"
+            )
+        slack = _ROUNDING_UNITS * torch.finfo(whole.dtype).eps * max(1.0, abs(float(whole)))
+        if "dropout" in allow:
+            return  # the halves of a batch would draw other masks
+        again = batch_loss(inputs, targets)
+        if abs(float(whole - again)) > slack:
+            raise ValueError(
+                "two passes over one batch give different losses: turn dropout and other random "
+                "layers off with model.eval()"
+            )
+        if "batchnorm" in allow:
+            return  # the halves of a batch have other statistics
+        half = max(1, len(targets) // 2)
+        # One example is its own two halves: a mean keeps its value, a sum doubles.
+        rest = slice(half, None) if len(targets) > 1 else slice(0, 1)
+        parts = [(inputs[:half], targets[:half]), (inputs[rest], targets[rest])]
+        count = sum(len(part) for _, part in parts)
+        mean = sum(float(batch_loss(x, y)) * len(y) / count for x, y in parts)
+        if len(targets) == 1:
+            whole = batch_loss(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
+        if abs(float(whole) - mean) > slack:
+            raise ValueError(
+                f"the loss of a batch is not the mean over its examples: {float(whole):.6g} for "
+                f"the batch, {mean:.6g} from its halves (reduction='sum', class weights, ignored "
+                "labels, targets of another shape than the outputs?)"
+            )
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Run model code and put back the random state and the buffers afterwards."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with torch.random.fork_rng(devices=[d.index for d in devices]):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    if not torch.equal(buffer, before):
+                        buffer.copy_(before)
