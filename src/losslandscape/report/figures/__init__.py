@@ -1,5 +1,13 @@
 """Every figure of the book, as a function of data: one module for each chapter's figures."""
 
-from losslandscape.report.figures import power, products, spectrum, style, taylor, training
+from losslandscape.report.figures import (
+    power,
+    products,
+    sgd_noise,
+    spectrum,
+    style,
+    taylor,
+    training,
+)
 
-__all__ = ["power", "products", "spectrum", "style", "taylor", "training"]
+__all__ = ["power", "products", "sgd_noise", "spectrum", "style", "taylor", "training"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from losslandscape.report.figures.style import CONFIGURATIONS, ORDERS, REFERENCE, panels
 
@@ -30,16 +31,14 @@ def langevin(
     left.axhspan(0.9, 1.1, **BAND)
     left.semilogx(grid, exact, color=ORDERS[0]["color"], label="exact")
     left.semilogx(list(simulated), list(simulated.values()), "ko", label="simulated")
-    left.set(xlabel=r"$\eta h$", ylabel="variance / Langevin value")
+    left.set(xlabel="$\\eta h$\nwith replacement", ylabel="variance / Langevin value")
     left.legend(loc="upper left", fontsize=9, frameon=False)
-    left.set_title("with replacement", fontsize=10)
     x, curves = shuffled
     for (name, curve), look in zip(curves.items(), ORDERS, strict=False):
         right.semilogx(x, curve, color=look["color"], linestyle=look["linestyle"], label=name)
         right.semilogx(list(found[name]), list(found[name].values()), look["marker"], color="k")
-    right.set(xlabel=r"$x = \eta h N / B$")
+    right.set(xlabel="$x = \\eta h N / B$\nshuffled epochs")
     right.legend(loc="upper left", fontsize=9, frameon=False)
-    right.set_title("shuffled epochs", fontsize=10)
     return figure
 
 
@@ -51,20 +50,20 @@ def ellipses(curvatures: Any, covariances: Mapping[str, Any], expected: Any) -> 
         covariances: Per name of the noise, the stationary covariance ``(2, 2)``.
         expected: ``(2, 2)``, eq. 6.
     """
-    figure, axes = panels(1, len(covariances), height=2.6, sharex=True, sharey=True)
+    figure, axes = panels(len(covariances), 1, height=5.6, sharex=True, sharey=True)
     every = [*covariances.values(), expected]
     wide, high = (2.4 * max(float(c[i][i]) ** 0.5 for c in every) for i in (1, 0))
     across, up = np.meshgrid(np.linspace(-wide, wide, 81), np.linspace(-high, high, 81))
     loss = (curvatures[0] * up**2 + curvatures[1] * across**2) / 2
+    levels = loss.max() * np.linspace(0.08, 1, 6) ** 2
     for axis, (name, covariance) in zip(axes, covariances.items(), strict=True):
-        levels = loss.max() * np.linspace(0.08, 1, 6) ** 2
         axis.contour(across, up, loss, levels=levels, colors="0.6", linewidths=0.7)
         axis.plot(*_two_sigma(expected), **{**ORDERS[1], "marker": ""}, label="eq. 6")
         axis.plot(*_two_sigma(covariance), **{**ORDERS[0], "marker": ""}, label="stationary")
-        axis.set_title(name, fontsize=10)
-        axis.set_xlabel("flat direction")
+        axis.set(aspect="equal", ylabel="sharp")
         axis.grid(False)
-    axes[0].set_ylabel("sharp direction")
+        axis.annotate(name, (0.01, 1.0), xycoords="axes fraction", va="bottom", weight="bold")
+    axes[-1].set_xlabel("along the flat direction (same scale in both)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=9, frameon=False)
     return figure
@@ -78,7 +77,7 @@ def slopes(
     Args:
         networks: Per configuration, for each run seed ``(lambda_k, c_k)``.
         curvatures: ``(k,)`` of softmax regression.
-        variances: ``(k,)`` per name: simulated, predicted, eq. 6.
+        variances: ``(k,)`` per name: simulated (drawn as points), predicted, eq. 6.
     """
     figure, (upper, lower) = panels(2, 1, height=5.8)
     ends = []
@@ -95,16 +94,25 @@ def slopes(
     middle = [np.median([float(np.median(c / v)) for v, c in runs]) for runs in networks.values()]
     ratio = float(np.median(middle))
     upper.loglog(line, ratio * line, **{**REFERENCE, "color": "0.25"})
-    upper.annotate("slope 1", (high, ratio * high), ha="right", va="bottom", fontsize=9)
+    upper.annotate("slope 1", (high, 0.6 * ratio * high), ha="right", va="top", fontsize=9)
     flat = ratio * float(np.sqrt(low * high))
     upper.loglog(line, [flat, flat], **REFERENCE)
     upper.annotate("slope 0", (low, flat), ha="left", va="bottom", fontsize=9)
     upper.set(xlabel=r"curvature $\lambda_k$", ylabel=r"noise $c_k$")
     upper.legend(loc="lower right", fontsize=8, frameon=False)
-    for (name, variance), look in zip(variances.items(), ORDERS, strict=True):
+    looks = (
+        {"color": "k", "marker": "o", "linestyle": ""},
+        {"color": ORDERS[0]["color"], "linestyle": "-"},
+        {"color": ORDERS[1]["color"], "linestyle": "--"},
+    )
+    for (name, variance), look in zip(variances.items(), looks, strict=True):
         lower.loglog(curvatures, variance, **look, label=name)
     lower.set(xlabel=r"curvature $\lambda_k$ (softmax regression)", ylabel=r"variance along $v_k$")
     lower.legend(loc="best", fontsize=9, frameon=False)
+    for axis in (upper.xaxis, upper.yaxis, lower.xaxis, lower.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
     return figure
 
 
