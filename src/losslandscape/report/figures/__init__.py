@@ -3,6 +3,7 @@
 from losslandscape.report.figures import (
     power,
     products,
+    rescaling,
     sgd_noise,
     spectrum,
     style,
@@ -10,4 +11,4 @@ from losslandscape.report.figures import (
     training,
 )
 
-__all__ = ["power", "products", "sgd_noise", "spectrum", "style", "taylor", "training"]
+__all__ = ["power", "products", "rescaling", "sgd_noise", "spectrum", "style", "taylor", "training"]
