@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from test_eigen import Counting, with_spectrum
 from torch.nn.functional import cross_entropy
 
+from losslandscape.estimates import Estimate
 from losslandscape.lab.models import mlp
 from losslandscape.operators import HessianOperator
 from losslandscape.spectrum import (
-    Estimate,
     estimate_moments,
     estimate_trace,
     spectral_density,

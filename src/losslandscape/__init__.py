@@ -13,6 +13,7 @@ from losslandscape.eigen import (
     refine,
     top_eigenpairs,
 )
+from losslandscape.estimates import Estimate, Estimates
 from losslandscape.lab.data import DataError, Dataset, load_dataset
 from losslandscape.lab.training import RECIPES, Recipe, RecipeError, Run, train
 from losslandscape.operators import (
@@ -40,8 +41,6 @@ from losslandscape.sgd_noise import (
     temperature,
 )
 from losslandscape.spectrum import (
-    Estimate,
-    Estimates,
     Moments,
     SpectralDensity,
     estimate_moments,

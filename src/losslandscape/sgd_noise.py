@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from losslandscape.estimates import Estimates
 from losslandscape.objective import (
     Batch,
     LossFunction,
@@ -26,7 +27,6 @@ from losslandscape.objective import (
     pull_back,
     untouched,
 )
-from losslandscape.spectrum import Estimates
 
 # Gradient noise at given weights: (chains, D) weights and a generator in, (chains, D) noise out.
 Sampler = Callable[[Tensor, torch.Generator], Tensor]

@@ -22,6 +22,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from losslandscape.eigen import SymmetricMatrix
+from losslandscape.estimates import (
+    Estimate,
+    Estimates,
+    RunningMean,
+    jackknife,
+    summaries,
+    summary,
+)
 
 METHODS = ("krylov", "hutchinson")
 
@@ -35,35 +43,6 @@ _BASIS_BYTES = 1 << 30
 _POINTS_PER_WIDTH = 4
 # A spectrum that is narrower than this share of its largest modulus is drawn this wide.
 _NARROWEST = 1e-10
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its standard error, from the spread over probes.
-
-    >>> print(Estimate(12.3456, 0.2))
-    12.35 +- 0.2
-    """
-
-    value: float
-    stderr: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} +- {self.stderr:.2g}"
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """Several numbers and their standard errors."""
-
-    values: Tensor  # (m,)
-    stderrs: Tensor  # (m,)
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, index: int) -> Estimate:
-        return Estimate(float(self.values[index]), float(self.stderrs[index]))
 
 
 @dataclass(frozen=True)
@@ -98,7 +77,7 @@ class Moments:
         Eigenvalues of both signs cancel in the trace, so for an indefinite matrix it is no count.
         It is NaN for the zero matrix.
         """
-        return _jackknife(self.samples, lambda m: m[..., 0] ** 2 / m[..., 1])
+        return jackknife(self.samples, lambda m: m[..., 0] ** 2 / m[..., 1])
 
     def stable_rank(self, norm: float) -> Estimate:
         r"""``tr H^2 / norm^2``, between 1 and the rank when ``norm`` is the largest ``|lambda|``.
@@ -182,13 +161,13 @@ class SpectralDensity:
         eigenvectors that lie ``d`` or more away (Chebyshev).
         """
         values, slack = self._cdf_samples(points)
-        shares = _summaries(values)
+        shares = summaries(values)
         return Estimates(shares.values, torch.hypot(shares.stderrs, slack))
 
     def histogram(self, edges: Tensor) -> Estimates:
         """Share of the eigenvalues in each bin ``(edges[i], edges[i + 1]]``; any spacing."""
         values, slack = self._cdf_samples(edges)
-        shares = _summaries(values.diff(dim=1))
+        shares = summaries(values.diff(dim=1))
         return Estimates(shares.values, torch.hypot(shares.stderrs, slack[1:] + slack[:-1]))
 
     def fraction(self, low: float = -math.inf, high: float = math.inf) -> Estimate:
@@ -249,7 +228,7 @@ class SpectralDensity:
             [(self.coarse_weights * f(self.coarse_nodes)).sum(dim=1) for f in functions], dim=1
         )
         change = statistic(fine.mean(dim=0)) - statistic(coarse.mean(dim=0))
-        estimate = _jackknife(fine, statistic)
+        estimate = jackknife(fine, statistic)
         return Estimate(estimate.value, math.hypot(estimate.stderr, float(change)))
 
     def _cdf_samples(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -354,7 +333,7 @@ def estimate_moments(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     layout = _row_layout(blocks, size)
     lengths = torch.tensor([length for _, length in layout])
-    diagonal = _RunningMean()
+    diagonal = RunningMean()
     rows, squares = [], []
     with tqdm(total=min(size, probes), desc="probes", disable=not progress) as bar:
         for samples, square in _moment_samples(op, probes, seed, method, bar):
@@ -365,11 +344,11 @@ def estimate_moments(
     totals = torch.stack([per_row.sum(dim=1), torch.cat(squares)], dim=1)
     named = _by_name(per_row, layout)
     return Moments(
-        trace=_summary(totals[:, 0]),
-        trace_of_square=_summary(totals[:, 1]),
+        trace=summary(totals[:, 0]),
+        trace_of_square=summary(totals[:, 1]),
         diagonal=diagonal.estimates(),
-        blocks={name: _summary(part.sum(dim=1)) for name, part in named.items()},
-        rows={name: _summaries(part) for name, part in named.items()},
+        blocks={name: summary(part.sum(dim=1)) for name, part in named.items()},
+        rows={name: summaries(part) for name, part in named.items()},
         samples=totals,
         products=min(size, probes),
     )
@@ -717,66 +696,11 @@ class _Kernel:
         return torch.stack(rows)
 
 
-# Sums and standard errors
-
-
-class _RunningMean:
-    """Mean and variance of vectors that are seen once, in blocks (Chan, Golub & LeVeque, 1983)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0  # sum of squared deviations
-
-    def add(self, samples: Tensor) -> None:
-        """Take in ``(k, D)`` samples."""
-        count = len(samples)
-        mean = samples.mean(dim=0)
-        squares = ((samples - mean) ** 2).sum(dim=0)
-        total = self.count + count
-        gap = mean - self.mean
-        self.mean = self.mean + gap * (count / total)
-        self.squares = self.squares + squares + gap**2 * (self.count * count / total)
-        self.count = total
-
-    def estimates(self) -> Estimates:
-        mean, squares = torch.as_tensor(self.mean), torch.as_tensor(self.squares)
-        return Estimates(mean, (squares / (max(self.count - 1, 1) * self.count)).sqrt())
-
-
-def _summary(samples: Tensor) -> Estimate:
-    """Mean of independent samples ``(K,)``; a single one is exact by construction."""
-    return _summaries(samples[:, None])[0]
-
-
-def _summaries(samples: Tensor) -> Estimates:
-    count = len(samples)
-    spread = samples.std(dim=0) if count > 1 else torch.zeros_like(samples[0])
-    return Estimates(samples.mean(dim=0), spread / count**0.5)
-
-
 def _with_change(fine: Tensor, coarse: Tensor) -> Estimates:
     """Means of ``fine`` (K, m), with the change against those of ``coarse`` in the errors."""
-    estimates = _summaries(fine)
+    estimates = summaries(fine)
     change = estimates.values - coarse.mean(dim=0)
     return Estimates(estimates.values, torch.hypot(estimates.stderrs, change))
-
-
-def _jackknife(samples: Tensor, statistic: Callable[[Tensor], Tensor]) -> Estimate:
-    """A function of means, ``(..., p) -> (...)``, from independent samples ``(K, p)``.
-
-    Leaving out one sample at a time removes the bias of order 1/K and gives the standard error
-    (Efron & Tibshirani, *An Introduction to the Bootstrap*, 1993, chapters 10 and 11).
-    """
-    count = len(samples)
-    mean = samples.mean(dim=0)
-    if count == 1:
-        return Estimate(float(statistic(mean)), 0.0)
-    left_out = statistic((count * mean - samples) / (count - 1))
-    centre = left_out.mean()
-    value = count * statistic(mean) - (count - 1) * centre
-    variance = (count - 1) / count * ((left_out - centre) ** 2).sum()
-    return Estimate(float(value), float(variance.sqrt()))
 
 
 # Blocks
