@@ -1,6 +1,6 @@
 """What is run and how often: a study is a set of recipes times a set of seeds.
 
-What one run does is an experiment, a function in :mod:`losslandscape.lab.experiments`.
+What one run does is an experiment, a function in ``losslandscape.lab.experiments``.
 """
 
 from __future__ import annotations
