@@ -22,6 +22,7 @@ from losslandscape.operators import (
     ScaledOperator,
     weight_scale,
 )
+from losslandscape.pac_bayes import Bound, best_bound, expected_increase, pac_bayes_bound
 from losslandscape.rescaling import (
     Orbit,
     OrbitMinimum,
@@ -52,6 +53,7 @@ __version__ = version("losslandscape")
 
 __all__ = [
     "RECIPES",
+    "Bound",
     "DataError",
     "Dataset",
     "EigenResult",
@@ -69,8 +71,10 @@ __all__ = [
     "ScaledOperator",
     "SpectralDensity",
     "along_orbit",
+    "best_bound",
     "estimate_moments",
     "estimate_trace",
+    "expected_increase",
     "gradient_noise",
     "hidden_layers",
     "lambda_max",
@@ -78,6 +82,7 @@ __all__ = [
     "langevin_covariance",
     "load_dataset",
     "orbit_minimum",
+    "pac_bayes_bound",
     "power_iteration",
     "refine",
     "rescale_relu",

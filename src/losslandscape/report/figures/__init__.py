@@ -1,6 +1,7 @@
 """Every figure of the book, as a function of data: one module for each chapter's figures."""
 
 from losslandscape.report.figures import (
+    generalisation,
     power,
     products,
     rescaling,
@@ -11,4 +12,14 @@ from losslandscape.report.figures import (
     training,
 )
 
-__all__ = ["power", "products", "rescaling", "sgd_noise", "spectrum", "style", "taylor", "training"]
+__all__ = [
+    "generalisation",
+    "power",
+    "products",
+    "rescaling",
+    "sgd_noise",
+    "spectrum",
+    "style",
+    "taylor",
+    "training",
+]
