@@ -164,7 +164,7 @@ def lanczos(
     start = _start_vector(op, v0, seed)
     size = len(start)
     generator = torch.Generator().manual_seed(seed + 1)
-    space = _Basis(start)
+    space = Basis(start)
     projected = np.zeros((0, 0))  # basis' A basis
     history = []
     products = 0
@@ -175,8 +175,8 @@ def lanczos(
         products += 1
         if not torch.isfinite(image).all():
             raise ValueError("a product of the operator is not finite")
-        rest, coefficients = _orthogonalise(image, space.vectors)
-        projected = _bordered(projected, coefficients.cpu().double().numpy())
+        rest, coefficients = orthogonalise(image, space.vectors)
+        projected = bordered(projected, coefficients.cpu().double().numpy())
         beta = float(torch.linalg.vector_norm(rest))
         theta, weights = np.linalg.eigh(projected)
         order = _pick(theta, which)
@@ -203,10 +203,10 @@ def lanczos(
             target /= 4  # the recurrence was too hopeful in finite precision: ask it for more
         if len(theta) == max_basis:
             kept = order[: (k + max_basis) // 2]
-            space = _Basis(space.combine(weights[:, kept]))
+            space = Basis(space.combine(weights[:, kept]))
             projected = np.diag(theta[kept])
         if invariant:
-            rest, _ = _orthogonalise(_gaussian(size, start, generator), space.vectors)
+            rest, _ = orthogonalise(_gaussian(size, start, generator), space.vectors)
         space.append(rest / torch.linalg.vector_norm(rest))
 
 
@@ -266,7 +266,7 @@ def refine(
     known_vectors = near.vectors.to(start)
     known_values = near.values.to(start)
     generator = torch.Generator().manual_seed(seed + 1)
-    space, images = _Basis(start), _Basis()
+    space, images = Basis(start), Basis()
     history = []
     products = 0
     bar = tqdm(total=max_products, desc="refine", unit="product", disable=not progress)
@@ -292,15 +292,15 @@ def refine(
             break
         if len(theta) == _REFINE_BASIS:
             kept = weights[:, -_REFINE_BASIS // 3 :]
-            space, images = _Basis(space.combine(kept)), _Basis(images.combine(kept))
+            space, images = Basis(space.combine(kept)), Basis(images.combine(kept))
         # Where the known pairs mislead, the residual itself is the better direction.
         misled = len(history) > 1 and history[-1][2] > 0.5 * history[-2][2]
         step = residual
         if not misled:
             step = _correction(known_values, known_vectors, value, vector, residual)
-        step, _ = _orthogonalise(step / torch.linalg.vector_norm(step), space.vectors)
+        step, _ = orthogonalise(step / torch.linalg.vector_norm(step), space.vectors)
         if not torch.linalg.vector_norm(step) > 1e3 * torch.finfo(step.dtype).eps:
-            step, _ = _orthogonalise(_gaussian(len(start), start, generator), space.vectors)
+            step, _ = orthogonalise(_gaussian(len(start), start, generator), space.vectors)
         space.append(step / torch.linalg.vector_norm(step))
     bar.close()
     # The known pairs tell where the next eigenvalue is, as far as a nearby matrix can.
@@ -449,7 +449,7 @@ _COARSE_STEPS = 16
 _COARSE_FROM = 4096
 
 
-class _Basis:
+class Basis:
     """Rows that grow one by one, in storage that grows by doubling."""
 
     def __init__(self, rows: Tensor | None = None) -> None:
@@ -464,6 +464,7 @@ class _Basis:
         return self._store[: self._count]
 
     def append(self, row: Tensor) -> None:
+        """Add a row ``(D,)``."""
         if self._count == 0:
             self._store = row[None]
         elif self._count == len(self._store):
@@ -477,7 +478,7 @@ class _Basis:
         return matrix.to(self._store) @ self.vectors
 
 
-def _bordered(matrix: np.ndarray, column: np.ndarray) -> np.ndarray:
+def bordered(matrix: np.ndarray, column: np.ndarray) -> np.ndarray:
     """The symmetric matrix with one more row and column."""
     larger = np.empty((len(column), len(column)))
     larger[:-1, :-1] = matrix
@@ -487,11 +488,11 @@ def _bordered(matrix: np.ndarray, column: np.ndarray) -> np.ndarray:
 
 def _ritz_pairs(op: SymmetricMatrix, start: Tensor, steps: int) -> EigenResult:
     """The upper half of the Ritz pairs after ``steps`` of Lanczos, with estimated residuals."""
-    space = _Basis(start / torch.linalg.vector_norm(start))
+    space = Basis(start / torch.linalg.vector_norm(start))
     projected = np.zeros((0, 0))
     while True:
-        rest, coefficients = _orthogonalise(op @ space.vectors[-1], space.vectors)
-        projected = _bordered(projected, coefficients.cpu().double().numpy())
+        rest, coefficients = orthogonalise(op @ space.vectors[-1], space.vectors)
+        projected = bordered(projected, coefficients.cpu().double().numpy())
         beta = float(torch.linalg.vector_norm(rest))
         if len(projected) in (steps, len(start)) or not beta > 0:
             break
@@ -596,7 +597,7 @@ def _pick(values: np.ndarray, which: str) -> np.ndarray:
     return np.argsort(keys[which], kind="stable")
 
 
-def _orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
+def orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """What is left of ``vector`` without its components along the rows of ``basis``, and these.
 
     Twice is enough (Parlett, section 6.9).

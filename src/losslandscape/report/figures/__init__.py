@@ -10,6 +10,8 @@ from losslandscape.report.figures import (
     style,
     taylor,
     training,
+    trust_region,
+    twins,
 )
 
 __all__ = [
@@ -22,4 +24,6 @@ __all__ = [
     "style",
     "taylor",
     "training",
+    "trust_region",
+    "twins",
 ]
