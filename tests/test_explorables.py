@@ -1,0 +1,853 @@
+"""Explorable figures: what Python writes, what the page makes of it, and its formulas."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import test_book_pages as pages
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from torch import nn
+
+from losslandscape import sgd_noise
+from losslandscape.report import explorables
+from losslandscape.report.explorables import choice, explorable, plain, slider, stops
+from losslandscape.report.figures import twins
+from losslandscape.rescaling import Orbit
+
+ROOT = Path(__file__).parents[1]
+STATIC = ROOT / "book" / "_static"
+RADII = explorables.log_spaced(0.02, 2, 20)
+ALT = "A drawing of made-up numbers, for the tests."
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJg"
+    "gg=="
+)
+
+
+def line(slope, curvature, third):
+    """A direction along which the loss is a cubic."""
+    t = np.array([-r for r in reversed(RADII)] + [0.0, *RADII])
+    return {"slope": slope, "curvature": curvature, "bend": curvature * t**2 / 2 + third * t**3}
+
+
+def orbit(scales=(0.1, 1.0, 10.0)):
+    a = torch.tensor(scales, dtype=torch.float64)
+    level = torch.ones_like(a)
+    return Orbit(a, a**2 + a**-2, a**2, 3 * level, level, 0 * level, torch.zeros(len(a)).long())
+
+
+def examples():
+    """The four figures, on made-up numbers."""
+    directions = {"top": line(0.1, 1.0, 0.2), "gradient": line(-0.5, 0.2, 0.1)}
+    other = {"top": line(0.2, 0.5, -0.3), "gradient": line(-0.3, 0.1, 0.4)}
+    return [
+        explorable(
+            "taylor",
+            twin="fig-taylor",
+            alt=ALT,
+            prompt="Make the radius small.",
+            data={"radii": RADII, "lines": {"tanh": directions, "ReLU": other}},
+            controls=[
+                stops("radius", "Radius r", RADII, 0.5),
+                choice("network", "Network", ["tanh", "ReLU"], "ReLU"),
+                choice("direction", "Direction", directions),
+            ],
+        ),
+        explorable(
+            "trust-region",
+            twin="fig-trust",
+            alt=ALT,
+            controls=[
+                slider("radius", "Radius r", 0.1, 2, 0.05, 1),
+                slider("gradient", "Gradient |g|", 0, 1, 0.05, 0.4),
+                slider("angle", "Angle", 0, 90, 5, 60, "degrees"),
+                slider("curvature", "Second curvature", -2, 1, 0.1, 0.3),
+            ],
+        ),
+        explorable(
+            "noise-ellipse",
+            twin="fig-noise",
+            alt=ALT,
+            data=explorables.plane_noises(
+                torch.tensor([10.0, 0.5]), torch.tensor([[3.0, 0.4], [0.4, 0.5]])
+            ),
+            controls=[
+                stops("rate", "Learning rate", explorables.log_spaced(0.002, 0.8, 53), 0.02),
+                stops("batch", "Batch size B", [2**k for k in range(11)], 64),
+                slider("momentum", "Momentum", 0, 0.95, 0.05, 0),
+                choice("noise", "Noise", ["isotropic", "like H", "measured"], "like H"),
+            ],
+        ),
+        explorable(
+            "rescaling",
+            twin="fig-rescaling",
+            alt=ALT,
+            data=explorables.orbits({"one": orbit(), "two": orbit()}, 512),
+            controls=[
+                stops("scale", "Scale a", [0.1, 1.0, 10.0], 10),
+                choice("network", "Network", ["one", "two"]),
+            ],
+        ),
+    ]
+
+
+# --- Python ---------------------------------------------------------------------------------------
+
+
+def spec(figure):
+    """Read back the JSON as a browser does."""
+    found = []
+
+    class Reader(HTMLParser):
+        def handle_data(self, data):
+            found.append(data)
+
+    Reader().feed(figure._repr_html_())
+    assert len(found) == 1
+    return json.loads(found[0])
+
+
+def test_html_is_the_same_every_time_and_holds_no_code():
+    for one, again in zip(examples(), examples(), strict=True):
+        html = one._repr_html_()
+        assert html == again._repr_html_()
+        assert html.startswith(f'<div class="explorable" data-figure="{one.figure}">')
+        assert html.count("<") == 4  # a div and a script with data
+        assert "0x" not in repr(one)
+
+
+def test_spec_is_read_back_with_rounded_numbers():
+    taylor = spec(examples()[0])
+    assert taylor["twin"] == "fig-taylor"
+    assert taylor["data"]["lines"]["tanh"]["top"]["slope"] == 0.1
+    numbers = taylor["data"]["lines"]["ReLU"]["gradient"]["bend"]
+    assert numbers == [float(f"{v:.4g}") for v in numbers]
+    assert taylor["controls"][0]["values"][taylor["controls"][0]["value"]] == pytest.approx(
+        0.5, 0.1
+    )
+    assert taylor["controls"][1] == {
+        "key": "network",
+        "label": "Network",
+        "options": ["tanh", "ReLU"],
+        "value": "ReLU",
+    }
+
+
+def test_no_text_can_end_the_script():
+    bad = "</script><script>alert(1)</script>"
+    controls = [{**c, "label": bad} for c in spec(examples()[1])["controls"]]
+    figure = explorable("trust-region", twin="fig-x", alt=bad, prompt=bad, controls=controls)
+    assert figure._repr_html_().count("<script") == 1
+    assert spec(figure)["alt"] == bad
+
+
+@given(st.floats(min_value=-1e300, max_value=1e300))
+def test_rounding_is_close_and_changes_nothing_twice(x):
+    once = plain(x)
+    assert plain(once) == once
+    assert abs(once - x) <= 5.001e-4 * abs(x) + 1e-323
+    assert math.copysign(1, once) == 1 or once != 0
+
+
+def test_arrays_tensors_and_counts_become_lists_and_stay_counts():
+    given = {"a": torch.ones(2, requires_grad=True), "b": np.int64(123456), "c": [True, None, "x"]}
+    assert plain(given) == {"a": [1.0, 1.0], "b": 123456, "c": [True, None, "x"]}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("wrap", [float, np.float64, torch.tensor])
+def test_a_number_that_is_not_finite_is_refused_by_its_place(bad, wrap):
+    with pytest.raises(ValueError, match=r"data\.lines\.tanh\[1\] is -?(nan|inf)"):
+        plain({"lines": {"tanh": [1.0, wrap(bad)]}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "taylr"}, "no figure 'taylr': one of noise-ellipse, rescaling"),
+        ({"alt": "too short"}, "alt needs at least 20 characters .* got 'too short'"),
+        ({"twin": "Fig 1"}, "twin must be the name of a figure"),
+        ({"controls": []}, "angle, curvature, gradient, radius missing"),
+        ({"data": {"points": []}}, "data of trust-region: no 'points'; it has none"),
+    ],
+)
+def test_bad_figures_are_refused(change, message):
+    good = {
+        "name": "trust-region",
+        "twin": "fig-x",
+        "alt": ALT,
+        "controls": spec(examples()[1])["controls"],
+    }
+    arguments = {**good, **change}
+    with pytest.raises(ValueError, match=message):
+        explorable(arguments.pop("name"), **arguments)
+
+
+def test_controls_must_be_those_of_the_figure_once_each():
+    controls = spec(examples()[1])["controls"]
+    extra = [*controls, slider("speed", "Speed", 0, 1, 0.1, 0)]
+    with pytest.raises(ValueError, match="controls of trust-region: no 'speed'; it has angle"):
+        explorable("trust-region", twin="fig-x", alt=ALT, controls=extra)
+    with pytest.raises(ValueError, match="the same name twice"):
+        explorable("trust-region", twin="fig-x", alt=ALT, controls=[*controls, controls[0]])
+
+
+def test_too_much_data_is_refused():
+    data = {"examples": 1, "networks": list(range(20_000))}
+    with pytest.raises(ValueError, match=r"characters, at most 60000: store less"):
+        explorable("rescaling", twin="fig-x", alt=ALT, data=data, controls=CONTROLS_OF_RESCALING)
+
+
+CONTROLS_OF_RESCALING = [stops("scale", "a", [1, 2], 1), choice("network", "Network", ["one"])]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: slider("r", "r", 1, 1, 0.1, 1), "no step of 0.1 fits between 1 and 1"),
+        (lambda: slider("r", "r", 0, 1, 0, 1), "no step of 0 fits"),
+        (lambda: slider("r", "r", 0, 1, 2, 1), "no step of 2 fits"),
+        (lambda: slider("r", "r", 0, 1, 0.1, 2), "2 is not between 0 and 1"),
+        (lambda: slider("r", "r", 0, math.inf, 0.1, 2), "must be finite"),
+        (lambda: slider("r", " ", 0, 1, 0.1, 0), "control r has no label"),
+        (lambda: stops("r", "r", [1], 1), "two or more different values"),
+        (lambda: stops("r", "r", [2, 1], 1), "in increasing order"),
+        (lambda: stops("r", "r", [1, 1.00001], 1), "different values"),
+        (lambda: stops("r", "r", [1, 2], math.nan), "value must be finite"),
+        (lambda: stops("r", "r", [1, math.inf], 1), r"stops r\[1\] is inf"),
+        (lambda: choice("n", "n", []), "give different options"),
+        (lambda: choice("n", "n", ["a", "a"]), "give different options"),
+        (lambda: choice("n", "n", ["a"], "b"), "'b' is not one of"),
+    ],
+)
+def test_bad_controls_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("bad", [{1: 2}, {"a": object()}, {"a": 1j}])
+def test_what_json_cannot_hold_is_refused(bad):
+    with pytest.raises(TypeError, match="data"):
+        plain(bad)
+
+
+def test_taylor_lines_of_a_parabola():
+    """(w - 3)^2 x^2 along +1 at w = 1: slope -4 x^2, curvature 2 x^2, no third derivative."""
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    nn.init.ones_(model.weight)
+    x = torch.tensor([[2.0]], dtype=torch.float64)
+    directions = {"up": torch.ones(1), "down": -torch.ones(1)}
+    lines = explorables.taylor_lines(
+        model, nn.functional.mse_loss, (x, 3 * x), directions, [0.5, 1.0]
+    )
+    assert list(lines) == ["up", "down"]
+    for name, sign in (("up", 1), ("down", -1)):
+        found = lines[name]
+        assert found["slope"] == pytest.approx(-16 * sign)
+        assert found["curvature"] == pytest.approx(8)
+        assert found["bend"] == pytest.approx([4, 1, 0, 1, 4])
+    assert model.weight.item() == 1
+
+
+def test_plane_noises_have_one_trace():
+    h, seen = torch.tensor([10.0, 0.5]), torch.tensor([[3.0, 0.4], [0.4, 0.5]])
+    data = explorables.plane_noises(h, seen)
+    assert data["curvatures"] == [10.0, 0.5]
+    assert {name: np.trace(c) for name, c in data["noises"].items()} == pytest.approx(
+        {"isotropic": 3.5, "like H": 3.5, "measured": 3.5}
+    )
+    assert data["noises"]["like H"][0][0] / data["noises"]["like H"][1][1] == pytest.approx(20)
+    assert "measured" not in explorables.plane_noises(h)["noises"]
+
+
+@pytest.mark.parametrize("h", [[1.0, 2.0], [1.0, 0.0], [1.0, math.nan], [1.0, 1.0, 1.0]])
+def test_plane_noises_need_two_ordered_positive_curvatures(h):
+    with pytest.raises(ValueError, match="two positive curvatures"):
+        explorables.plane_noises(torch.tensor(h))
+
+
+@pytest.mark.parametrize("noise", [torch.eye(3), torch.zeros(2, 2), math.nan * torch.eye(2)])
+def test_plane_noises_refuse_no_noise(noise):
+    with pytest.raises(ValueError, match=r"a \(2, 2\) covariance"):
+        explorables.plane_noises(torch.tensor([2.0, 1.0]), noise)
+
+
+def test_orbits_need_common_factors_with_one_among_them():
+    data = explorables.orbits({"one": orbit()}, 7)
+    assert data["examples"] == 7
+    assert plain(data)["networks"]["one"]["changed"] == [0, 0, 0]
+    for curves in (
+        {"one": orbit(), "two": orbit((0.1, 1.0))},
+        {"one": orbit((0.1, 10.0))},
+    ):
+        with pytest.raises(ValueError, match="the same factors, 1 among them"):
+            explorables.orbits(curves, 7)
+
+
+def test_twins_draw():
+    lines = {"tanh": line(0.1, 1.0, 0.2), "ReLU": line(0.2, 0.5, -0.3)}
+    figure = twins.taylor_models(lines, RADII, 0.5)
+    assert len(figure.axes) == 2
+    # The cubic's largest miss over the quadratic term at the largest radius inside.
+    inside = max(r for r in RADII if r <= 0.5)
+    share = 0.2 * inside**3 / (0.5**2 / 2)
+    assert f"tanh: {100 * share:.0f} % missed" in figure.axes[0].get_xlabel()
+    points = [a for a in twins.trust_region_maps((0.4, 0), (1.0, 0.3)).axes[0].lines]
+    exact = [tuple(p.get_xydata()[0]) for p in points if p.get_marker() == "o"]
+    assert exact == pytest.approx([(0.5, 0), (1, 0), (2, 0)])
+
+
+def test_the_runtime_is_small():
+    assert (STATIC / "explore.js").stat().st_size < 25_000
+    assert (STATIC / "explore.css").stat().st_size < 6_000
+
+
+# --- The page -------------------------------------------------------------------------------------
+
+without_browser = importlib.util.find_spec("playwright") is None or pages.CHROMIUM is None
+in_browser = pytest.mark.skipif(without_browser, reason="needs playwright and a Chromium")
+browser = pages.browser
+FIGURES = ["taylor", "trust-region", "noise-ellipse", "rescaling"]
+TWINS = {name: figure.spec.split('"twin":"')[1].split('"')[0] for name, figure in
+         zip(FIGURES, examples(), strict=True)}  # fmt: skip
+each_figure = pytest.mark.parametrize("name", FIGURES)
+
+
+def cells_of(figure, twin):
+    picture = new_output("display_data", {"image/png": PIXEL})
+    shown = new_code_cell("twin", outputs=[picture], execution_count=1)
+    shown.metadata["mystnb"] = {
+        "figure": {"name": twin, "caption": f"What to look for: {twin}."},
+        "image": {"alt": "The static twin of a figure."},
+    }
+    data = new_output("execute_result", {"text/html": figure._repr_html_()}, execution_count=2)
+    hidden = new_code_cell("data", outputs=[data], execution_count=2)
+    hidden.metadata["tags"] = ["remove-input"]
+    return [new_markdown_cell(f"## {twin}\n\nSee {{numref}}`{twin}`."), shown, hidden]
+
+
+def broken():
+    """One whose twin is elsewhere, and one whose data lack a network that can be chosen."""
+    data = {"radii": RADII, "lines": {}}
+    controls = spec(examples()[0])["controls"]
+    lost = explorable(
+        "trust-region", twin="fig-lost", alt=ALT, controls=spec(examples()[1])["controls"]
+    )
+    empty = explorable("taylor", twin="fig-empty", alt=ALT, data=data, controls=controls)
+    return [*cells_of(lost, "fig-found"), *cells_of(empty, "fig-empty")]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A small book in the theme of the book: the page, a broken one and a plain one."""
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace
+
+    folder = tmp_path_factory.mktemp("site")
+    kernel = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
+    cells = [new_markdown_cell("# Page\n\n```{toctree}\nbroken\nplain\n```")]
+    for name, figure in zip(FIGURES, examples(), strict=True):
+        cells += cells_of(figure, TWINS[name])
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / "page.ipynb")
+    cells = [new_markdown_cell("# Broken"), *broken()]
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / "broken.ipynb")
+    (folder / "plain.md").write_text("# Plain\n\nNothing `class=explorable` here.\n", "utf-8")
+    warnings = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, docutils_namespace():
+        patch.syspath_prepend(ROOT / "book" / "_ext")
+        Sphinx(
+            srcdir=folder,
+            confdir=None,
+            outdir=folder / "html",
+            doctreedir=folder / "trees",
+            buildername="html",
+            confoverrides={
+                "extensions": ["myst_nb", "explorables"],
+                "nb_execution_mode": "off",
+                "root_doc": "page",
+                "numfig": True,
+                "exclude_patterns": ["html", "trees"],
+                "html_theme": "sphinx_book_theme",
+                "html_title": "Test",
+                "html_context": {"default_mode": "light"},
+                "html_static_path": [str(STATIC)],
+                "html_css_files": ["book.css"],
+                "html_js_files": ["book.js"],
+            },
+            status=None,
+            warning=warnings,
+        ).build()
+    assert not re.search("WARNING|ERROR", warnings.getvalue()), warnings.getvalue()
+    return folder / "html"
+
+
+def test_script_and_style_are_loaded_where_they_are_needed_only(site):
+    for page, needed in (("page", True), ("broken", True), ("plain", False), ("search", False)):
+        text = (site / f"{page}.html").read_text("utf-8")
+        assert bool(re.search(r"<script[^>]*explore\.js", text)) is needed, page
+        assert bool(re.search(r"<link[^>]*explore\.css", text)) is needed, page
+
+
+@pytest.fixture
+def tab(site, browser):
+    """A fresh tab with the page."""
+    tab = open_page(browser, site / "page.html")
+    yield tab
+    tab.close()
+
+
+def open_page(browser, path, **options):
+    tab = browser.new_page(viewport=options.pop("viewport", pages.DESK), **options)
+    tab.set_default_timeout(pages.PATIENCE)
+    tab.seen = {"requests": [], "errors": []}
+    tab.on("request", lambda request: tab.seen["requests"].append(request.url))
+    tab.on("pageerror", lambda error: tab.seen["errors"].append(str(error)))
+    tab.on(
+        "console",
+        lambda said: tab.seen["errors"].append(said.text) if said.type == "error" else None,
+    )
+    tab.goto(path.as_uri(), wait_until="load")
+    return tab
+
+
+def box(tab, name):
+    return tab.locator(f"figure#{TWINS[name]} .explorable-box")
+
+
+def drawing(tab, name):
+    """The drawing, after all frames that were asked for."""
+    tab.evaluate("() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
+    return box(tab, name).locator("> svg").inner_html()
+
+
+def sentence(tab, name):
+    """The sentence, after it had time to change."""
+    tab.wait_for_timeout(350)
+    return box(tab, name).locator(".status").inner_text()
+
+
+def move(tab, name, **values):
+    """Set controls to values (of stops: to places)."""
+    for key, value in values.items():
+        tab.locator(f"#{TWINS[name]}-{key}").evaluate(
+            "(field, value) => { field.value = value; field.dispatchEvent(new Event('input')); }",
+            value,
+        )
+
+
+@in_browser
+def test_all_figures_come_alive_without_error_or_request(tab):
+    tab.wait_for_timeout(100)
+    assert tab.seen["errors"] == []
+    assert [url for url in tab.seen["requests"] if not url.startswith(("file:", "data:"))] == []
+    assert tab.locator("figure.explored").count() == len(FIGURES)
+    assert tab.locator("figure.explored img").first.is_visible() is False
+    assert tab.locator("figure.explored figcaption").first.is_visible()
+    assert tab.evaluate("Object.keys(explore.figures).sort()") == sorted(explorables.FIGURES)
+    assert tab.evaluate("document.getAnimations().length") == 0
+    assert tab.locator(".cell.tag_remove-input:visible").count() == 0  # no empty bars
+
+
+@in_browser
+@each_figure
+def test_every_control_changes_drawing_and_sentence_or_table(tab, name):
+    table = box(tab, name).locator("tbody")
+    for control in box(tab, name).locator("input, select").all():
+        before = drawing(tab, name), table.inner_html()
+        if control.evaluate("field => field.tagName") == "SELECT":
+            chosen = control.input_value()
+            options = control.evaluate("field => [...field.options].map((o) => o.value)")
+            control.select_option(next(o for o in options if o != chosen))
+        else:
+            control.focus()
+            control.press("ArrowLeft")
+        after = drawing(tab, name), table.inner_html()
+        if name == "rescaling" and control.evaluate("field => field.tagName") == "SELECT":
+            continue  # the two made-up networks are the same
+        assert after[0] != before[0], control
+    assert "NaN" not in after[0] + after[1]
+    assert "undefined" not in after[0] + after[1]
+
+
+@in_browser
+@each_figure
+def test_extremes_of_all_controls_draw(tab, name):
+    for key in ("Home", "End"):
+        for control in box(tab, name).locator("input").all():
+            control.focus()
+            control.press(key)
+        for text in (drawing(tab, name), sentence(tab, name)):
+            assert "NaN" not in text
+            assert "Infinity" not in text
+    assert tab.seen["errors"] == []
+
+
+@in_browser
+@each_figure
+def test_the_keyboard_reaches_moves_and_resets_everything(tab, name):
+    start = drawing(tab, name), sentence(tab, name)
+    fields = box(tab, name).locator("input, select")
+    fields.first.focus()
+    for place in range(fields.count()):
+        assert fields.nth(place).evaluate("field => field === document.activeElement")
+        style = fields.nth(place).evaluate("field => getComputedStyle(field).outlineStyle")
+        assert style == "solid"
+        tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.textContent") == "Reset"
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    assert box(tab, name).locator("table").is_visible()
+    slider = box(tab, name).locator("input").first
+    shown = box(tab, name).locator("output").first
+    slider.focus()
+    value = shown.inner_text()
+    tab.keyboard.press("PageDown")
+    assert shown.inner_text() != value
+    assert slider.get_attribute("aria-valuetext") == shown.inner_text().replace("\u00a0", "\u00a0")
+    tab.keyboard.press("Home")
+    assert drawing(tab, name) != start[0]
+    box(tab, name).get_by_role("button", name="Reset").press("Enter")
+    assert (drawing(tab, name), sentence(tab, name)) == start
+
+
+@in_browser
+@each_figure
+def test_names_and_roles(tab, name):
+    canvas = box(tab, name).locator("> svg")
+    assert canvas.get_attribute("role") == "img"
+    assert canvas.get_attribute("aria-label") == ALT
+    status = box(tab, name).locator(".status")
+    assert canvas.get_attribute("aria-describedby") == status.get_attribute("id")
+    assert status.get_attribute("role") == "status"
+    for field in box(tab, name).locator("input, select").all():
+        label = field.evaluate("field => field.labels[0].textContent")
+        assert label.strip()
+        assert field.evaluate("field => document.querySelectorAll('#' + field.id).length") == 1
+    for output in box(tab, name).locator("output").all():
+        assert output.get_attribute("aria-live") == "off"  # the slider itself tells its value
+
+
+@in_browser
+def test_unit_is_spoken(tab):
+    angle = tab.locator("#fig-trust-angle")
+    assert angle.get_attribute("aria-valuetext") == "60\u00a0degrees"
+
+
+@in_browser
+def test_the_sentence_waits_for_a_rest(tab):
+    before = sentence(tab, "trust-region")
+    move(tab, "trust-region", radius=2)
+    assert box(tab, "trust-region").locator(".status").inner_text() == before
+    assert sentence(tab, "trust-region") != before
+
+
+@in_browser
+def test_the_table_holds_the_current_values(tab):
+    move(tab, "trust-region", gradient=0, radius=2, curvature=0.5)
+    drawing(tab, "trust-region")
+    rows = (
+        box(tab, "trust-region")
+        .locator("tr")
+        .evaluate_all(
+            "rows => Object.fromEntries(rows.map((r) => [...r.children].map((c) => c.textContent)))"
+        )
+    )
+    assert rows["Largest rise"] == rows["Eq. 4, r\u00b2\u03bb\u2081/2"] == "2"
+    assert rows["Ratio"] == "1"
+    assert "They agree." in sentence(tab, "trust-region")
+
+
+@in_browser
+def test_the_hard_case_is_named_and_drawn_twice(tab):
+    move(tab, "trust-region", angle=90, gradient=0.2, radius=1, curvature=0)
+    assert "two points are equally high" in sentence(tab, "trust-region")
+    assert box(tab, "trust-region").locator("> svg .mark.full").count() == 2
+
+
+@in_browser
+def test_an_unstable_learning_rate_is_named_and_has_no_ellipse(tab):
+    lines = box(tab, "noise-ellipse").locator("> svg .line.a")
+    assert lines.count() == 1
+    move(tab, "noise-ellipse", rate=52)
+    assert sentence(tab, "noise-ellipse").startswith("Unstable: the learning rate is 400")
+    assert lines.count() == 0
+
+
+@in_browser
+def test_no_prediction_changes_along_the_orbit(tab):
+    assert "With a = 10, \u03bb_max is 50 times" in sentence(tab, "rescaling")
+    assert "weights: 1.00 times. 0 of 512 predictions changed." in sentence(tab, "rescaling")
+
+
+@in_browser
+@pytest.mark.parametrize("width", [320, 390])
+def test_on_a_phone_fingers_and_texts_have_room(site, browser, width):
+    tab = open_page(browser, site / "page.html", viewport={"width": width, "height": 844})
+    tab.evaluate("document.querySelectorAll('details').forEach((d) => d.open = true)")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    heights = tab.locator(".explorable-box :is(input, select, button, summary)").evaluate_all(
+        "all => all.map((e) => e.getBoundingClientRect().height)"
+    )
+    assert min(heights) >= 44
+    assert too_far(tab) == []
+    tab.close()
+
+
+def too_far(tab):
+    """Texts of the drawings that are cut off or small."""
+    return tab.evaluate(
+        """() => [...document.querySelectorAll(".explorable-box > svg")].flatMap((canvas) => {
+          const frame = canvas.getBoundingClientRect();
+          return [...canvas.querySelectorAll("text")].filter((text) => {
+            const at = text.getBoundingClientRect();
+            return at.left < frame.left - 1 || at.right > frame.right + 1 || at.top < frame.top - 1
+              || at.bottom > frame.bottom + 1 || parseFloat(getComputedStyle(text).fontSize) < 13;
+          }).map((text) => text.textContent);
+        })"""
+    )
+
+
+@in_browser
+def test_the_drawing_follows_the_width(tab):
+    assert too_far(tab) == []
+    wide = box(tab, "taylor").locator("> svg").get_attribute("viewBox")
+    tab.set_viewport_size(pages.PHONE)
+    tab.wait_for_timeout(300)
+    canvas = box(tab, "taylor").locator("> svg")
+    assert canvas.get_attribute("viewBox") != wide
+    assert float(canvas.get_attribute("viewBox").split()[2]) == pytest.approx(
+        canvas.evaluate("canvas => canvas.getBoundingClientRect().width"), abs=1
+    )
+
+
+COLOURS = """() => {
+  const light = (css) => {
+    const pen = document.createElement("canvas").getContext("2d");
+    pen.fillStyle = css; pen.fillRect(0, 0, 1, 1);
+    const [r, g, b] = [...pen.getImageData(0, 0, 1, 1).data].map((v) => v / 255)
+      .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const page = light(getComputedStyle(document.body).backgroundColor);
+  const contrast = (css) => {
+    const [a, b] = [light(css), page].sort((p, q) => q - p);
+    return (a + 0.05) / (b + 0.05);
+  };
+  const all = (query, property) => [...document.querySelectorAll(`.explorable-box ${query}`)]
+    .map((e) => contrast(getComputedStyle(e)[property]));
+  return {
+    stroke: getComputedStyle(document.querySelector(".explorable-box .line.a")).stroke,
+    texts: Math.min(...all("svg text", "fill")),
+    lines: Math.min(...all("svg :is(.line, .mark)", "stroke")),
+  };
+}"""
+
+
+@in_browser
+def test_colours_follow_the_theme_and_are_seen_in_both(tab):
+    seen = {}
+    for theme in ("light", "dark"):
+        tab.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+        tab.wait_for_timeout(300)
+        seen[theme] = tab.evaluate(COLOURS)
+        assert seen[theme]["texts"] >= 4.5
+        assert seen[theme]["lines"] >= 3
+    assert seen["light"]["stroke"] != seen["dark"]["stroke"]
+
+
+@in_browser
+@each_figure
+def test_lines_differ_by_dash_and_points_by_shape(tab, name):
+    looks = (
+        box(tab, name)
+        .locator(".keys path")
+        .evaluate_all(
+            """paths => paths.map((p) => p.matches(".mark") ? p.getAttribute("d")
+          : getComputedStyle(p).strokeDasharray)"""
+        )
+    )
+    # The arrow of the gradient is a solid line too, but an arrow.
+    assert len(set(looks)) == len(looks) - (name == "trust-region")
+
+
+@in_browser
+def test_paper_shows_the_twins_only(tab):
+    tab.emulate_media(media="print")
+    assert [img.is_visible() for img in tab.locator("figure.explored img").all()] == [True] * 4
+    assert [b.is_visible() for b in tab.locator(".explorable-box").all()] == [False] * 4
+    tab.emulate_media(media="screen")
+    assert tab.locator("figure.explored img:visible").count() == 0
+
+
+@in_browser
+def test_without_script_the_twins_are_seen(site, browser):
+    tab = open_page(browser, site / "page.html", java_script_enabled=False)
+    assert [img.is_visible() for img in tab.locator("figure img").all()] == [True] * 4
+    assert tab.locator(".explorable-box").count() == 0
+    assert tab.locator(".cell.tag_remove-input:visible").count() == 0
+    tab.close()
+
+
+@in_browser
+def test_a_broken_figure_leaves_its_twin_and_says_why(site, browser):
+    tab = open_page(browser, site / "broken.html")
+    tab.wait_for_timeout(100)
+    assert len(tab.seen["errors"]) == 2
+    assert "explorable trust-region: no figure fig-lost here" in tab.seen["errors"][0]
+    assert [img.is_visible() for img in tab.locator("figure img").all()] == [True, True]
+    assert tab.locator(".explorable-box").count() == 0
+    tab.close()
+
+
+@in_browser
+@pytest.mark.skipif(not pages.axe_script(), reason="axe-playwright-python is not installed")
+@pytest.mark.parametrize("viewport", [pages.DESK, pages.PHONE], ids=["desk", "phone"])
+def test_axe_finds_nothing(site, browser, viewport):
+    tab = open_page(browser, site / "page.html", viewport=viewport, reduced_motion="reduce")
+    tab.evaluate("document.querySelectorAll('details').forEach((d) => d.open = true)")
+    tab.evaluate(pages.axe_script())
+    for theme in ("light", "dark"):
+        tab.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
+        found = tab.evaluate(
+            """() => axe.run(".explorable-box", {resultTypes: ["violations"]}).then((result) =>
+              result.violations.map((v) => `${v.id}: ${v.nodes.map((n) => n.html)}`))"""
+        )
+        assert found == []
+    tab.close()
+
+
+# --- The formulas of the page against Python ------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def formula(site, browser):
+    """Return a function that evaluates a formula of the page on a list of argument lists."""
+    tab = open_page(browser, site / "page.html")
+    call = "([name, cases]) => cases.map((given) => explore.formulas[name](...given))"
+    yield lambda name, cases: tab.evaluate(call, [name, cases])
+    tab.close()
+
+
+@in_browser
+def test_misses_are_those_of_the_stored_points(formula):
+    rng = np.random.default_rng(0)
+    cases = [(RADII, rng.normal(size=41).tolist(), float(rng.normal())) for _ in range(20)]
+    t = np.array([-r for r in reversed(RADII)] + [0.0, *RADII])
+    for (radii, bend, curvature), found in zip(cases, formula("misses", cases), strict=True):
+        rest = np.abs(bend - curvature * t**2 / 2)
+        for radius, one in zip(radii, found, strict=True):
+            inside = (np.abs(t) <= radius) & (t != 0)
+            assert one["quadratic"] == pytest.approx(rest[inside].max())
+            assert one["linear"] == pytest.approx(np.abs(bend)[inside].max())
+            assert one["term"] == pytest.approx(abs(curvature) * radius**2 / 2)
+
+
+@in_browser
+def test_largest_rise_solves_the_trust_region_problem(formula):
+    """Feasible, optimal by its conditions (More and Sorensen 1983), not below 2000 other points."""
+    rng = np.random.default_rng(0)
+    cases = [
+        [rng.normal(size=2).tolist(), (rng.normal(size=2) * size).tolist(), radius]
+        for size in (1e-6, 0.1, 1, 100)
+        for radius in (0.01, 1, 30)
+        for _ in range(20)
+    ]
+    cases += [[[1, h2], [0, g2], r] for h2 in (-2, 0, 0.9) for g2 in (0, 0.05, 3) for r in (0.1, 1)]
+    cases += [[[1, 1], [0.3, 0.4], 1], [[1, 1], [0, 0], 1], [[-1, -2], [0.1, 0.1], 1]]
+    turns = np.linspace(0, 2 * np.pi, 400)
+    for (h, g, radius), found in zip(cases, formula("largestRise", cases), strict=True):
+        h, g, d = np.array(h), np.array(g), np.array(found["d"])
+        scale = np.abs(h).max() * radius + np.linalg.norm(g)
+        mu, size = found["multiplier"], np.linalg.norm(d)
+        assert size <= radius * (1 + 1e-9)
+        assert mu >= max(h.max(), 0) * (1 - 1e-12)
+        np.testing.assert_allclose((mu - h) * d, g, atol=1e-9 * scale)
+        assert mu * (radius - size) <= 1e-9 * scale
+        assert found["value"] == pytest.approx(g @ d + d @ (h * d) / 2, abs=1e-12 * scale * radius)
+        for share in (0.25, 0.5, 0.75, 1.0):
+            x, y = share * radius * np.cos(turns), share * radius * np.sin(turns)
+            others = g[0] * x + g[1] * y + (h[0] * x**2 + h[1] * y**2) / 2
+            assert found["value"] >= others.max() - 1e-9 * scale * radius
+
+
+@in_browser
+def test_hard_case_is_found(formula):
+    cases = [[[1, 0.2], [0, 0.1], 1], [[1, 0.2], [0, 2], 1], [[1, 0.2], [1e-3, 0.1], 1]]
+    found = formula("largestRise", cases)
+    assert [one["hard"] for one in found] == [True, False, False]
+    along = 0.1 / 0.8  # (1 - 0.2) d_2 = 0.1, the rest of the length goes along the first
+    assert found[0]["d"] == pytest.approx([math.sqrt(1 - along**2), along])
+
+
+@in_browser
+def test_stationary_covariance_is_that_of_the_library(formula):
+    rng = np.random.default_rng(0)
+    cases = []
+    for _ in range(60):
+        root = rng.normal(size=(2, 2))
+        h, momentum = np.exp(rng.normal(size=2) * 2), rng.uniform(0, 0.99)
+        rate = rng.uniform(0.001, 0.999) * 2 * (1 + momentum) / h.max()
+        cases.append([h.tolist(), (root @ root.T).tolist(), rate, momentum])
+    for (h, C, rate, momentum), found in zip(cases, formula("stationary", cases), strict=True):
+        H = torch.diag(torch.tensor(h, dtype=torch.float64))
+        noise = torch.tensor(C, dtype=torch.float64)
+        expected = sgd_noise.stationary_covariance(H, noise, rate, momentum=momentum)
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+        for i in (0, 1):  # per direction
+            top = rate * C[i][i] * (1 + momentum)
+            below = h[i] * (1 - momentum) * (2 * (1 + momentum) - rate * h[i])
+            assert found[i][i] == pytest.approx(top / below)
+
+
+@in_browser
+def test_no_stationary_state_beyond_the_limit(formula):
+    C = [[1, 0], [0, 1]]
+    for momentum in (0, 0.9):
+        limit = sgd_noise.stability_limit(0.1, momentum=momentum)
+        pairs = [[1, limit * 0.999], [1, limit], [limit * 1.001, 1], [1, 0], [-1, 1]]
+        found = formula("stationary", [[h, C, 0.1, momentum] for h in pairs])
+        assert [one is not None for one in found] == [True, False, False, False, False]
+
+
+@in_browser
+def test_ellipse_has_the_axes_of_the_covariance(formula):
+    rng = np.random.default_rng(0)
+    matrices = [(r @ r.T) for r in rng.normal(size=(30, 2, 2))]
+    matrices += [np.diag([2.0, 1.0]), np.diag([1.0, 2.0]), np.eye(2)]
+    found = formula("ellipse", [[m.tolist()] for m in matrices])
+    for matrix, one in zip(matrices, found, strict=True):
+        values, vectors = np.linalg.eigh(matrix)
+        assert [one["short"], one["long"]] == pytest.approx(np.sqrt(values))
+        axis = np.array([math.cos(one["angle"]), math.sin(one["angle"])])
+        if values[1] > 1.001 * values[0]:
+            assert abs(axis @ vectors[:, 1]) == pytest.approx(1)
+
+
+@in_browser
+def test_the_ellipse_is_drawn_over_its_axes(tab):
+    """The drawn outline has the standard deviations of the table: sharp upwards, flat across."""
+    move(tab, "noise-ellipse", noise="measured")
+    drawing(tab, "noise-ellipse")
+    oval = box(tab, "noise-ellipse").locator("> svg .line.a")
+    sides = oval.evaluate("path => { const b = path.getBBox(); return [b.width, b.height]; }")
+    rows = (
+        box(tab, "noise-ellipse")
+        .locator("tr")
+        .evaluate_all(
+            "rows => Object.fromEntries(rows.map((r) => [...r.children].map((c) => c.textContent)))"
+        )
+    )
+    sharp, flat = map(float, rows["Standard deviations of SGD"].split(", "))
+    assert sides[0] / sides[1] == pytest.approx(flat / sharp, rel=0.02)
