@@ -191,10 +191,26 @@ def test_large_matrix_needs_few_products_and_knows_when_they_do_not_suffice():
     torch.testing.assert_close(found.values, dense, rtol=1e-12, atol=0)
     assert found.converged.all()
     assert found.products < size / 2
-    few = sharpness.quadratic_sharpness(matrix, g, radii, max_products=10)
-    assert few.products <= 10 + len(radii)
+    few = sharpness.quadratic_sharpness(matrix, g, radii, max_products=12)
+    assert few.products <= 12
     assert not few.converged.all()
     assert (few.values <= dense * (1 + 1e-12)).all()  # still values of points of the ball
+
+
+def test_a_small_residual_below_an_unknown_top_eigenvalue_is_no_certificate():
+    # g is an eigenvector for about 0, so mu = 1/0.9 solves the first condition at once; the top
+    # eigenvalue 1.2 is larger, and four products do not find it.
+    values = torch.linspace(-1, 1, 400, dtype=torch.float64)
+    values[0] = 1.2
+    g = torch.zeros(400, dtype=torch.float64)
+    g[200] = 1.0
+    early = sharpness.quadratic_sharpness(torch.diag(values), g, 0.9, max_products=5)
+    assert early.residuals[0] < 1e-12
+    assert early.multipliers[0] < 1.2
+    assert not early.converged.any()
+    late = sharpness.quadratic_sharpness(torch.diag(values), g, 0.9)
+    assert late.converged.all()
+    assert late.values[0] > early.values[0] + 1e-3
 
 
 def test_value_is_the_rise_of_the_quadratic_model_and_grows_by_mu_eps():
@@ -283,6 +299,23 @@ def test_difference_from_the_quadratic_model_is_of_third_order():
     gap = (found.values - exact.values).abs()
     slopes = (gap[1:] / gap[:-1]).log2()
     assert ((slopes > 2.8) & (slopes < 3.2)).all()
+
+
+def test_ascent_finds_a_maximum_inside_the_ball():
+    class Bump(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+        def forward(self, x):
+            return -(self.w - 0.5).square().sum() * torch.ones_like(x)
+
+    x = torch.zeros(3, 1, dtype=torch.float64)
+    found = sharpness.loss_sharpness(Bump(), lambda out, _: out.mean(), (x, x), [0.2, 5.0])
+    # on the small sphere along the gradient; then at the centre of the bump
+    near = 0.2 * math.sqrt(2) - 0.2**2
+    torch.testing.assert_close(found.values, vector(near, 0.5), rtol=1e-4, atol=0)
+    torch.testing.assert_close(found.directions[:, 1], vector(0.5, 0.5), rtol=1e-2, atol=0)
 
 
 def test_no_rise_is_reported_as_zero():
@@ -380,8 +413,8 @@ def test_bad_gradient(g):
 def test_bad_tolerance_and_budget():
     with pytest.raises(ValueError, match="tol must be positive"):
         sharpness.quadratic_sharpness(diag(1, 2), vector(1, 1), 1.0, tol=0)
-    with pytest.raises(ValueError, match="max_products must be at least 4"):
-        sharpness.quadratic_sharpness(diag(1, 2), vector(1, 1), 1.0, max_products=3)
+    with pytest.raises(ValueError, match="max_products must be at least 5 for 1 radii"):
+        sharpness.quadratic_sharpness(diag(1, 2), vector(1, 1), 1.0, max_products=4)
 
 
 def test_bad_starts_and_steps():

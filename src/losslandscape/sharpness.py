@@ -87,7 +87,8 @@ def quadratic_sharpness(
         gradient: ``g``, ``(D,)``; it may be zero.
         radius: One radius or several, positive.
         tol: Relative residual asked for; about 1e-4 for operators in ``float32``.
-        max_products: Bound on products before the certificate, which takes one for each radius.
+        max_products: Upper bound on products, never exceeded; the certificate takes one for each
+            radius.
             At most half of them go into the top eigenpair.
         seed: Seed of the start vector of :func:`lanczos`.
 
@@ -105,15 +106,19 @@ def quadratic_sharpness(
     radii = _radii(radius)
     if not tol > 0:
         raise ValueError(f"tol must be positive, got {tol}")
-    if max_products < 4:
-        raise ValueError(f"max_products must be at least 4, got {max_products}")
+    budget = max_products - len(radii)  # what the certificate leaves
+    if budget < 4:
+        raise ValueError(
+            f"max_products must be at least {4 + len(radii)} for {len(radii)} radii, "
+            f"got {max_products}"
+        )
     g = _checked_gradient(op, gradient)
     norm = float(torch.linalg.vector_norm(g))
     noise = torch.randn(len(g), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     # The gradient is rich in directions of large curvature; the noise leaves no direction out.
     start = 0.5 * noise.to(g) / float(noise.norm()) + (g / norm if norm > 0 else 0)
     # An error of the eigenpair enters the residual as it is: half of the tolerance for it.
-    top = lanczos(op, tol=tol / 2, max_products=max_products // 2, v0=start, seed=seed)
+    top = lanczos(op, tol=tol / 2, max_products=budget // 2, v0=start, seed=seed)
     products = top.products
 
     space = Basis(top.vectors[:, 0])
@@ -133,7 +138,7 @@ def quadratic_sharpness(
         errors = np.hypot(outside, leak * np.abs(weights[0]))
         allowed = tol * (norm + mu * np.linalg.norm(weights, axis=0))
         done = bool(np.all(errors <= 0.9 * allowed))
-        if done or beta <= rounding * scale or products >= max_products:
+        if done or beta <= rounding * scale or products >= budget:
             break
         space.append(rest / beta)
         rest, column = orthogonalise(op @ space.vectors[-1], space.vectors)

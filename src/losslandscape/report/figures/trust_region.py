@@ -60,9 +60,7 @@ def radii(curves: Mapping[str, RadiusCurves]) -> Figure:
             one.coarse, one.sam, color=sam["color"], linestyle="--", marker=sam["marker"],
             markerfacecolor="none", label="loss, SAM's step",
         )  # fmt: skip
-        axis.annotate(
-            name, (0.98, 0.95), xycoords="axes fraction", ha="right", va="top", weight="bold"
-        )
+        axis.annotate(name, (0.03, 0.07), xycoords="axes fraction", weight="bold")
     axes[-1, 0].set_xlabel(r"radius $\epsilon$")
     axes[len(curves) // 2, 0].set_ylabel(
         r"rise of the loss / $\frac{1}{2}\epsilon^2\lambda_{\max}$"
@@ -108,5 +106,5 @@ def hard_case(
     for radius in radii:
         right.axhline(radius, color="0.3", linewidth=0.9)
     right.set(ylim=(0, reach), xlabel=r"$\mu$", ylabel=r"$\|d(\mu)\|$")
-    right.legend(fontsize=8, frameon=False, loc="upper right")
+    legend_above(figure, right)
     return figure
