@@ -26,7 +26,7 @@ window.explore = (() => {
     largestRise(h, g, radius) {
       const top = Math.max(...h), size = Math.hypot(...g);
       const isTop = h.map((value) => value === top);
-      const solve = (shift) => g.map((v, i) => (v === 0 ? 0 : v / (shift + top - h[i])));
+      const solve = (shift) => g.map((v, i) => (v === 0 ? 0 : v / (shift + (top - h[i]))));
       const value = (d) => d.reduce((sum, v, i) => sum + g[i] * v + h[i] * v * v / 2, 0);
       if (top < 0 && Math.hypot(...solve(-top)) <= radius) {
         const d = solve(-top);
@@ -52,7 +52,7 @@ window.explore = (() => {
     /* Stationary covariance of SGD with heavy ball, H diagonal, C the noise of a batch; null where
        there is none, because a step is longer than 2 (1 + momentum) / h. */
     stationary(h, C, rate, momentum) {
-      if (h.some((value) => !(value > 0 && rate * value < 2 * (1 + momentum)))) return null;
+      if (h.some((value) => !(value > 0 && value < 2 * (1 + momentum) / rate))) return null;
       const q = 1 - momentum ** 2;
       return h.map((a, i) => h.map((b, j) => rate * q * C[i][j] / (q * (1 - momentum) * (a + b)
         - rate * (a - momentum * b) * (b - momentum * a))));
@@ -328,7 +328,7 @@ window.explore = (() => {
         {from: scales[0], to: scales[scales.length - 1], log: true,
           label: "scale a of the hidden activations"},
         {from: Math.min(...all) / 2, to: Math.max(...all) * 2, log: true,
-          label: "times the value of the trained network"});
+          label: "times its trained value"});
       axes.add(`M${axes.X(1)} 0V260`, "level zero");
       const sharpness = times(chosen, "sharpness"), relative = times(chosen, "relative");
       axes.line(scales, sharpness, "line a");
