@@ -170,6 +170,22 @@ def test_the_fingerprint_follows_the_code_that_is_called(toy, old, new, changes)
     assert (before != after) is changes
 
 
+TABLE = """
+def double(x):
+    return 2 * x
+RULES = {"double": double, "none": abs}
+def measure(x):
+    return RULES["double"](x)
+"""
+
+
+def test_functions_in_a_constant_count_by_their_code_and_not_by_their_address(toy):
+    first = toy(TABLE)
+    assert " at 0x" not in first
+    assert first == toy("hidden = [object() for _ in range(1000)]" + TABLE)
+    assert first != toy(TABLE.replace("2 * x", "3 * x"))
+
+
 def test_the_fingerprint_follows_plain_values():
     first = records.fingerprint({"lr": 0.1}, records.now)
     assert first == records.fingerprint({"lr": 0.1}, records.now)

@@ -13,6 +13,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -183,8 +184,16 @@ def shaping_code(
                 if inspect.isfunction(target) or inspect.isclass(target):
                     queue.append(target)
             elif isinstance(target, _CONSTANTS):
-                found[f"{item.__module__}.{name}"] = f"{name} = {target!r}"
+                # A function inside a constant counts by its code, not by its place in memory.
+                text = re.sub(r" at 0x[0-9a-f]+", "", repr(target))
+                found[f"{item.__module__}.{name}"] = f"{name} = {text}"
+                inside = target.values() if isinstance(target, dict) else [target]
+                queue += [f for f in inside if _is_function_of(f, package)]
     return found
+
+
+def _is_function_of(item: Any, package: str) -> bool:
+    return inspect.isfunction(item) and str(item.__module__).startswith(package)
 
 
 def environment() -> dict[str, Any]:
