@@ -555,6 +555,67 @@ def test_the_sentence_waits_for_a_rest(tab):
 
 
 @in_browser
+def test_the_sentence_is_that_of_a_drawing_that_comes_late(tab):
+    tab.evaluate(
+        """() => { const soon = requestAnimationFrame;
+          window.requestAnimationFrame = (draw) => soon(() => setTimeout(draw, 500)); }"""
+    )
+    move(tab, "trust-region", radius=2)
+    tab.wait_for_timeout(1000)
+    assert "eq. 4 says 2." in sentence(tab, "trust-region")
+
+
+@in_browser
+def test_a_figure_that_is_unfolded_later_has_its_sentence(site, browser):
+    text = (site / "page.html").read_text("utf-8")
+    folded = text.replace("</head>", "<style>figure { display: none !important }</style></head>")
+    page = site / "folded.html"
+    page.write_text(folded, "utf-8")
+    tab = open_page(browser, page)
+    assert box(tab, "trust-region").locator(".status").text_content() == ""
+    tab.add_style_tag(content="html figure { display: block !important }")
+    tab.wait_for_timeout(300)
+    assert sentence(tab, "trust-region").startswith("The model rises")
+    tab.close()
+
+
+def taylor_drawn(tab, data, radius):
+    """Sentence of the figure ``taylor`` on other data, and its broken attributes."""
+    state = {"radius": radius, "network": "n", "direction": "u"}
+    return tab.evaluate(
+        """([data, state]) => {
+          const canvas = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+          const {sentence} = explore.figures.taylor(canvas, 600, data, state);
+          const bad = [...canvas.querySelectorAll("*")].flatMap((e) => [...e.attributes])
+            .filter((a) => /NaN|Infinity/.test(a.value)).map((a) => a.value);
+          return [sentence, bad];
+        }""",
+        [data, state],
+    )
+
+
+@in_browser
+@pytest.mark.parametrize(("radius", "inside"), [(9, "2"), (1.99, "1.57"), (0.001, "0.02")])
+def test_a_radius_that_is_not_stored_is_never_overstated(tab, radius, inside):
+    data = plain({"radii": RADII, "lines": {"n": {"u": line(0.1, 1.0, 0.2)}}})
+    told, bad = taylor_drawn(tab, data, radius)
+    share = 100 * 0.2 * float(inside) ** 3 / (float(inside) ** 2 / 2)
+    assert told.startswith(f"Up to radius {inside} ")
+    assert float(re.search(r"([\d.]+)\u00a0%", told)[1]) == pytest.approx(share, rel=0.01)
+    assert bad == []
+
+
+@in_browser
+def test_a_line_without_curvature_has_no_share(tab):
+    told, bad = taylor_drawn(
+        tab, plain({"radii": RADII, "lines": {"n": {"u": line(0.3, 0.0, 0.2)}}}), 1
+    )
+    assert "there is no curvature" in told
+    assert not re.search("NaN|Infinity", told)
+    assert bad == []
+
+
+@in_browser
 def test_the_table_holds_the_current_values(tab):
     move(tab, "trust-region", gradient=0, radius=2, curvature=0.5)
     drawing(tab, "trust-region")

@@ -193,13 +193,14 @@ window.explore = (() => {
   // --- Figures: (canvas, width, data, state) to {height, keys, sentence, rows} -------------------
 
   const figures = {
-    taylor(canvas, width, {radii, lines}, {radius, network, direction}) {
+    taylor(canvas, width, {radii, lines}, {radius: wanted, network, direction}) {
       const {slope, curvature, bend} = lines[network][direction];
       const t = [...radii.map((r) => -r).reverse(), 0, ...radii];
       const loss = t.map((s, i) => slope * s + bend[i]);
       const quadratic = t.map((s) => slope * s + curvature * s * s / 2);
       const far = radii[radii.length - 1];
-      const near = Math.max(0, radii.findIndex((r) => r >= radius * 0.999));
+      const near = Math.max(0, radii.filter((r) => r <= wanted * 1.001).length - 1);
+      const radius = radii[near];  // the largest stored one inside
       const found = formulas.misses(radii, bend, curvature), here = found[near];
       const box = {left: 56, width: width - 66};
       const [low, high] = [Math.min(0, ...loss), Math.max(0, ...loss)], room = 0.12 * (high - low);
@@ -220,14 +221,15 @@ window.explore = (() => {
         lower.line(radii, share(formulas.misses(radii, b, c)), `line ${other === network ? "b" : "d"}`);
       }
       const ratio = here.quadratic / here.term;
-      lower.mark(radii[near], Math.min(10, Math.max(1e-3, ratio)), "square", "b");
+      if (here.term) lower.mark(radius, Math.min(10, Math.max(1e-3, ratio)), "square", "b");
       const others = Object.keys(lines).filter((name) => name !== network);
       return {
         height: 540,
         keys: [["line a", "loss"], ["line b", "quadratic model"], ["line c", "linear model"],
           ...(others.length ? [["line d", `below: quadratic model, ${others.join(", ")}`]] : [])],
         sentence: `Up to radius ${say(radius)} the quadratic model misses the loss of the ${network} `
-          + `network by at most ${say(here.quadratic)}, ${percent(ratio)} of its quadratic term. `
+          + `network by at most ${say(here.quadratic)}, ${here.term ? percent(ratio) + " of its quadratic term"
+            : "and there is no curvature"}. `
           + `The linear model misses it by up to ${say(here.linear)}.`,
         rows: [["Slope g'u", say(slope)], ["Curvature u'Hu", say(curvature)],
           ["Radius r", say(radius)], ["Quadratic term, r\u00b2|u'Hu|/2", say(here.term)],
@@ -398,11 +400,14 @@ window.explore = (() => {
     const id = (name) => `${spec.twin}-${name}`;
     let frame = 0, timer = 0, sentence = "";
 
-    const changed = () => {
-      frame ||= requestAnimationFrame(draw);
+    const tellLater = () => {
       clearTimeout(timer);
-      timer = setTimeout(() => status.textContent = sentence, 250);
+      timer = setTimeout(() => {
+        if (status.textContent !== sentence) status.textContent = sentence;
+      }, 250);
     };
+
+    const changed = () => frame ||= requestAnimationFrame(draw);
     const controls = spec.controls.map((one) => control(one, id(one.key), changed));
     const reset = html("button", {type: "button"}, "Reset");
     reset.addEventListener("click", () => {
@@ -434,6 +439,7 @@ window.explore = (() => {
       rows.replaceChildren(...drawn.rows.map(([name, value]) =>
         html("tr", {}, html("th", {scope: "row"}, name), html("td", {}, value))));
       sentence = drawn.sentence;
+      tellLater();  // also when the box was folded away or the frame came late
     }
 
     twin.prepend(box);
@@ -445,7 +451,7 @@ window.explore = (() => {
     }
     status.textContent = sentence;
     twin.classList.add("explored");
-    new ResizeObserver(() => frame ||= requestAnimationFrame(draw)).observe(box);
+    new ResizeObserver(changed).observe(box);
   }
 
   function start() {
