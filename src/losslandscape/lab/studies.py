@@ -20,6 +20,9 @@ from losslandscape.lab import records
 from losslandscape.lab.data import Dataset, load_dataset
 from losslandscape.lab.experiments import (
     edge_of_stability,
+    end_points,
+    matched_loss,
+    reconstruction,
     three_configurations,
     unfinished_training,
 )
@@ -163,6 +166,38 @@ STUDIES = {
             seeds=tuple(range(5)),
             settings=unfinished_training.Settings(),
             experiment=unfinished_training.measure,
+            tolerances=_TOLERANCES,
+        ),
+        Study(
+            name="end_points",
+            purpose="The end points of Table 1: minima or not, rescaled, noise, methods compared.",
+            dataset="mnist",
+            recipes=tuple(RECIPES.values()),
+            seeds=tuple(range(10)),
+            settings=end_points.Settings(),
+            experiment=end_points.measure,
+            tolerances=_TOLERANCES,
+        ),
+        Study(
+            name="matched_loss",
+            purpose="Sharpness of the high learning rate and of Adam at equal training loss.",
+            dataset="mnist",
+            recipes=tuple(
+                replace(RECIPES[name], epochs=20) for name in ("Sharp_SGD_HighLR", "Adam_Default")
+            ),
+            seeds=tuple(range(10)),
+            settings=matched_loss.Settings(),
+            experiment=matched_loss.measure,
+            tolerances=_TOLERANCES,
+        ),
+        Study(
+            name="table1_reconstruction",
+            purpose="Which choices that the paper leaves open give its Table 1.",
+            dataset="mnist",
+            recipes=reconstruction.CANDIDATES,
+            seeds=tuple(range(5)),
+            settings=reconstruction.Settings(),
+            experiment=reconstruction.measure,
             tolerances=_TOLERANCES,
         ),
         Study(
