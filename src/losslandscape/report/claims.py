@@ -1,0 +1,470 @@
+"""The registered tests of the paper's claims, evaluated on the records.
+
+``book/claims.yml`` fixes statistic, threshold and rule of every claim; here they are code.
+A claim whose runs are not all recorded gets the word ``waits``, whatever the runs at hand say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from scipy.stats import kendalltau
+from scipy.stats import t as student
+
+from losslandscape.lab import records
+from losslandscape.lab.studies import find_study
+from losslandscape.report import tables
+
+SHARP, FLAT, ADAM = "Sharp_SGD_HighLR", "Flat_SGD_LowLR", "Adam_Default"
+ROWS = (SHARP, FLAT, ADAM)
+WORDS = ("holds", "holds if", "not supported", "refuted", "untestable here", "waits")
+
+Run = Mapping[str, Any]  # results of one run
+Seeds = list[list[Run]]  # per run seed, the runs of the configurations asked for
+Finding = tuple[str, str, dict[str, Any]]  # word, condition and effects of a Verdict
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over runs with its two-sided confidence interval.
+
+    >>> print(t_interval([1.0, 2.0, 3.0]))
+    2.00 [-0.48, 4.48]
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the registered rule says about a claim.
+
+    Attributes:
+        claim: Its identifier.
+        word: One of :data:`WORDS`.
+        condition: What ``holds if`` depends on, or what a waiting claim waits for.
+        effects: The numbers the rule was applied to, by name.
+    """
+
+    claim: str
+    word: str
+    condition: str = ""
+    effects: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.word} {self.condition}".strip()
+
+
+def t_interval(values: Iterable[float], *, level: float = 0.95) -> Interval:
+    """Mean of independent values with its t interval.
+
+    Raises:
+        ValueError: There are fewer than two values.
+    """
+    found = np.array(list(values), dtype=float)
+    if len(found) < 2:
+        raise ValueError(f"an interval needs at least two values, got {len(found)}")
+    half = student.ppf((1 + level) / 2, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5
+    return Interval(
+        float(found.mean()), float(found.mean() - half), float(found.mean() + half), len(found)
+    )
+
+
+def interval_rule(effect: Interval, threshold: float) -> str:
+    """Rule I: the claim predicts an effect above ``threshold``.
+
+    >>> interval_rule(Interval(1.0, 0.5, 1.5, 10), 0.2)
+    'holds'
+    >>> interval_rule(Interval(0.0, -0.1, 0.1, 10), 0.2)
+    'not supported'
+    """
+    if effect.low > threshold:
+        return "holds"
+    if effect.high < 0:
+        return "refuted"
+    if effect.high < threshold:
+        return "not supported"
+    return "untestable here"
+
+
+def common(words: Sequence[str]) -> str:
+    """The one word of several effects, ``untestable here`` if they differ."""
+    return words[0] if len(set(words)) == 1 else "untestable here"
+
+
+def predictive_p(values: Sequence[float], reported: float) -> float:
+    """Two-sided p of a further run under the t-predictive distribution of the recorded ones."""
+    found = np.array(values)
+    spread = found.std(ddof=1) * math.sqrt(1 + 1 / len(found))
+    return float(2 * student.sf(abs(reported - found.mean()) / spread, len(found) - 1))
+
+
+def prediction_rule(
+    numbers: Mapping[str, float], accuracies: Any, losses: Any, sharpness: Any
+) -> dict[str, float]:
+    """Rule P: p of a row's reported accuracy, loss and lambda_max, each on its registered scale."""
+    return {
+        "accuracy": predictive_p(_logit(accuracies), float(_logit(numbers["test_accuracy"]))),
+        "loss": predictive_p(np.log(losses), math.log(numbers["test_loss"])),
+        "lambda": predictive_p(np.log(sharpness), math.log(numbers["lambda_max"])),
+    }
+
+
+def _logit(share: Any) -> Any:
+    return np.log(share) - np.log1p(-np.asarray(share))
+
+
+AGREES = 0.05 / 9  # smallest p of rule P
+
+
+class Evidence:
+    """The recorded runs, read once per study."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root
+        self.paper = tables.reported(root)
+        self._studies: dict[str, dict[str, dict[int, Run]]] = {}
+
+    def runs(self, study: str) -> dict[str, dict[int, Run]]:
+        """All recorded results of a study, by configuration and run seed."""
+        if study not in self._studies:
+            found: dict[str, dict[int, Run]] = {}
+            for record in records.load_study(study, self.root):
+                found.setdefault(record.configuration, {})[record.seed] = record.results
+            self._studies[study] = found
+        return self._studies[study]
+
+    def rows(self, study: str, configurations: Sequence[str]) -> Seeds:
+        """Per run seed for which all the configurations are recorded, their results in order."""
+        runs = self.runs(study)
+        seeds = set.intersection(*(set(runs.get(name, {})) for name in configurations))
+        return [[runs[name][seed] for name in configurations] for seed in sorted(seeds)]
+
+
+Judge = Callable[[Evidence], Verdict]
+Rule = Callable[[Evidence, Seeds], Finding]
+JUDGES: dict[str, Judge] = {}
+
+
+def judge(claim: str, evidence: Evidence | None = None) -> Verdict:
+    """The verdict of a claim by its registered rule, on the records at hand.
+
+    Raises:
+        KeyError: The claim is not decided by records alone.
+    """
+    return JUDGES[claim](evidence or Evidence())
+
+
+def _judges(
+    claim: str, study: str, configurations: Sequence[str] = ROWS
+) -> Callable[[Rule], Judge]:
+    """Register the rule of a claim that needs every run of a study.
+
+    The rule gets the run seeds that are complete; while some are missing, its numbers stand beside
+    the word ``waits``.
+    """
+
+    def register(rule: Rule) -> Judge:
+        def decide(evidence: Evidence) -> Verdict:
+            rows = evidence.rows(study, configurations)
+            asked = len(find_study(study).seeds)
+            waits = f"for {asked - len(rows)} of {asked} run seeds of {study}"
+            if len(rows) < 2:
+                return Verdict(claim, "waits", waits)
+            word, condition, effects = rule(evidence, rows)
+            if len(rows) < asked:
+                word, condition = "waits", waits
+            return Verdict(claim, word, condition, effects)
+
+        JUDGES[claim] = decide
+        return decide
+
+    return register
+
+
+@_judges("C2", "end_points")
+def c2(evidence: Evidence, seeds: Seeds) -> Finding:
+    """The reported minima are minima: nothing is left to gain by training on."""
+    passed = _polish_passes(seeds)
+    good = [name for name, count in passed.items() if count >= 8]
+    effects = {f"runs of {name} that pass": count for name, count in passed.items()}
+    if len(good) == len(ROWS):
+        return "holds", "", effects
+    if good:
+        return "holds if", "the row is " + " or ".join(good), effects
+    if all(count <= 2 for count in passed.values()):
+        return "refuted", "", effects
+    return "untestable here", "", effects
+
+
+@_judges("C26", "end_points")
+def c26(evidence: Evidence, seeds: Seeds) -> Finding:
+    """The low learning rate ended in a minimum."""
+    count = _polish_passes(seeds)[FLAT]
+    word = "holds" if count >= 8 else "refuted" if count <= 2 else "untestable here"
+    return word, "", {"Flat end points that pass": count}
+
+
+def _polish_passes(seeds: Seeds) -> dict[str, int]:
+    """Per row, the end points whose training loss falls by less than .02 nats in the polish."""
+    return {
+        name: sum(row[place]["polish"]["fall"] < 0.02 for row in seeds)
+        for place, name in enumerate(ROWS)
+    }
+
+
+@_judges("C17", "end_points")
+def c17(evidence: Evidence, seeds: Seeds) -> Finding:
+    """Power iteration is within 1 % after 50 products."""
+    quick = {
+        method: sum(
+            (run["power"][method]["within_percent"] or math.inf) <= 50
+            for row in seeds
+            for run in row
+        )
+        for method in ("power", "lanczos")
+    }
+    ends = 3 * len(seeds)
+    effects = {f"{method}: end points within 50 products": n for method, n in quick.items()}
+    effects["end points"] = ends
+    if quick["power"] >= 27:
+        return "holds", "", effects
+    if quick["lanczos"] >= 27:
+        return "holds if", "Lanczos is used", effects
+    return "not supported", "", effects
+
+
+@_judges("C18", "three_configurations")
+def c18(evidence: Evidence, seeds: Seeds) -> Finding:
+    """Single batches do not overstate lambda_max."""
+    effects = {
+        name: t_interval(
+            mean(row[place]["batch_lambda_max"]["64"]) / row[place]["lambda_max"]["value"]
+            for row in seeds
+        )
+        for place, name in enumerate(ROWS)
+    }
+    if any(effect.low > 1.1 for effect in effects.values()):
+        return "holds if", "full data and a fixed parametrisation are used", effects
+    return "holds", "", effects
+
+
+def _prediction(claim: str, name: str) -> None:
+    """C20, C21 and C22: rule P, first under the default recipe, then under one other for all."""
+
+    @_judges(claim, "three_configurations")
+    def rule(evidence: Evidence, seeds: Seeds) -> Finding:
+        place = ROWS.index(name)
+        ends = [row[place]["history"][-1] for row in seeds]
+        found = prediction_rule(
+            evidence.paper["configurations"][name],
+            [end["test_accuracy"] for end in ends],
+            [end["test_loss"] for end in ends],
+            [row[place]["batch_lambda_max"]["64"][0] for row in seeds],
+        )
+        effects = {f"p of {quantity}": p for quantity, p in found.items()}
+        if min(found.values()) >= AGREES:
+            return "holds", "", effects
+        return "waits", "for table1_reconstruction", effects
+
+
+for _claim, _row in zip(("C20", "C21", "C22"), ROWS, strict=True):
+    _prediction(_claim, _row)
+
+
+DESIGN = ("Flat_SGD_LowLR", "lr_0.001_wd_0", "lr_0.1_wd_0.01", "lr_0.1_wd_0")
+
+
+@_judges("C23", "unfinished_training", DESIGN)
+def c23(evidence: Evidence, seeds: Seeds) -> Finding:
+    """A low learning rate and a high weight decay make a network flatter, at equal loss."""
+    if any(len(cell["level"]) < 5 for row in seeds for cell in row):
+        return "untestable here", "(a run never came to the common training loss)", {}
+    effects = design_effects(seeds, checkpoints=5)
+    return *_two_effects(effects, math.log(1.5)), effects
+
+
+def design_effects(seeds: Seeds, *, checkpoints: int) -> dict[str, Interval]:
+    """The two effects of C23: how much flatter a low rate, and a high decay, make the network."""
+    logs = np.array(
+        [[_mean_log(cell["level"][:checkpoints], "lambda_max") for cell in row] for row in seeds]
+    )
+    low_decayed, low, high_decayed, high = logs.T
+    return {
+        "low learning rate": t_interval(((high_decayed - low_decayed) + (high - low)) / 2),
+        "weight decay": t_interval(((low - low_decayed) + (high - high_decayed)) / 2),
+    }
+
+
+@_judges("C24", "matched_loss", (SHARP, ADAM))
+def c24(evidence: Evidence, seeds: Seeds) -> Finding:
+    """Adam is flatter than plain SGD, at equal loss."""
+    if any(len(run["level"]) < 5 for row in seeds for run in row):
+        return "untestable here", "(a run never came to the common training loss)", {}
+    effects = {
+        name: t_interval(
+            _mean_log(sharp["level"], name) - _mean_log(adam["level"], name)
+            for sharp, adam in seeds
+        )
+        for name in ("lambda_max", "adaptive_lambda_max")
+    }
+    raw, relative = (interval_rule(effect, math.log(1.5)) for effect in effects.values())
+    if "refuted" in (raw, relative):
+        return "refuted", "", effects
+    if raw == relative:
+        return raw, "", effects
+    if raw == "holds":
+        return "holds if", "raw lambda is meant", effects
+    return "untestable here", "", effects
+
+
+def _two_effects(effects: Mapping[str, Interval], threshold: float) -> tuple[str, str]:
+    """Either refuted: refuted; both hold; one holds: if that one; else by rule I."""
+    words = {name: interval_rule(effect, threshold) for name, effect in effects.items()}
+    holding = [name for name, word in words.items() if word == "holds"]
+    if "refuted" in words.values():
+        return "refuted", ""
+    if len(holding) == len(words):
+        return "holds", ""
+    if holding:
+        return "holds if", "only " + " and ".join(holding) + " is meant"
+    return common(list(words.values())), ""
+
+
+def _mean_log(level: Sequence[Mapping[str, Any]], name: str) -> float:
+    return mean(math.log(row[name]["value"]) for row in level)
+
+
+@_judges("C25", "three_configurations")
+def c25(evidence: Evidence, seeds: Seeds) -> Finding:
+    """The sharpest configuration has the largest gap."""
+
+    def gap(run: Mapping[str, Any]) -> float:
+        end = run["history"][-1]
+        return float(end["test_loss"] - end["train_loss"])
+
+    effect = t_interval(gap(flat) - (gap(sharp) + gap(adam)) / 2 for sharp, flat, adam in seeds)
+    return interval_rule(effect, 0.0), "", {"gap of Flat minus the others": effect}
+
+
+def c27(evidence: Evidence) -> Verdict:
+    """In Table 1 itself, sharpness and test error are not in the same order."""
+    rows = [evidence.paper["configurations"][name] for name in ROWS]
+    tau = kendalltau(
+        [row["lambda_max"] for row in rows], [1 - row["test_accuracy"] for row in rows]
+    ).statistic
+    word = "holds" if tau <= 1 / 3 + 1e-12 else "refuted"
+    condition = "" if word == "holds" else "on its own data"
+    return Verdict("C27", word, condition, {"tau": float(tau)})
+
+
+JUDGES["C27"] = c27
+
+
+def c28(evidence: Evidence) -> Verdict:
+    """Within one run, sharper is worse."""
+    runs = evidence.runs("unfinished_training").get(FLAT, {})
+    asked = len(find_study("unfinished_training").seeds)
+    count = sum(sharper_and_better(run["checkpoints"]) for run in runs.values())
+    effects = {"long runs with a sharper, better epoch": count, "long runs": len(runs)}
+    if count >= 4:  # further runs cannot take it back
+        return Verdict("C28", "refuted", "", effects)
+    if len(runs) < asked:
+        missing = f"for {asked - len(runs)} of {asked} long runs of unfinished_training"
+        return Verdict("C28", "waits", missing, effects)
+    return Verdict("C28", "waits", "for validation_sweep", effects)
+
+
+JUDGES["C28"] = c28
+
+
+def sharper_and_better(checkpoints: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether one epoch of a run is 1.5 times as sharp as another and two points more accurate."""
+    ends = [row for row in checkpoints if row["epoch"] >= 1]
+    return any(
+        one["lambda_max"]["value"] >= 1.5 * other["lambda_max"]["value"]
+        and one["test_accuracy"] >= other["test_accuracy"] + 0.02
+        for one in ends
+        for other in ends
+    )
+
+
+@_judges("C30", "end_points")
+def c30(evidence: Evidence, seeds: Seeds) -> Finding:
+    """Flat is necessary, and not sufficient, for accurate."""
+    lifted = [row[ROWS.index(ADAM)]["rescaled"] for row in seeds]
+    necessary = sum(
+        end["logit_change"] <= 1e-4
+        and end["test_accuracy"] >= 0.98
+        and end["lambda_max"]["value"] > 246
+        for end in lifted
+    )
+    starts = [row[0]["halved_start"] for row in seeds]
+    sufficient = sum(
+        start["lambda_max"]["value"] <= 6.26 and start["test_accuracy"] < 0.2 for start in starts
+    )
+    effects = {"sharp and accurate": necessary, "flat and useless": sufficient}
+    if necessary == len(seeds):
+        return "refuted", "(the word necessary)", effects
+    if sufficient == len(seeds):
+        return "holds", "", effects
+    return "untestable here", "", effects
+
+
+@_judges("C34", "end_points", (FLAT, ADAM))
+def c34(evidence: Evidence, seeds: Seeds) -> Finding:
+    """A rescaling reverses the order of lambda_max and leaves B5-lambda alone."""
+    above = sum(
+        adam["rescaled"]["lambda_max"]["value"] > flat["lambda_max"]["value"]
+        and adam["rescaled"]["logit_change"] <= 1e-4
+        for flat, adam in seeds
+    )
+    change = max(
+        abs(
+            adam["rescaled"]["adaptive_lambda_max"]["value"] / adam["adaptive_lambda_max"]["value"]
+            - 1
+        )
+        for _, adam in seeds
+    )
+    effects = {"Adam lifted above Flat": above, "largest change of B5-lambda": change}
+    if above < len(seeds):
+        return "refuted", "", effects
+    return ("holds" if change <= 0.01 else "not supported"), "", effects
+
+
+def power_disagrees(evidence: Evidence) -> list[str]:
+    """End points of C16 (c) at which power iteration and Lanczos found different eigenvalues."""
+    return [
+        f"{name} seed {seed}"
+        for name, runs in evidence.runs("end_points").items()
+        for seed, run in runs.items()
+        if abs(run["power"]["power"]["value"] - run["power"]["lanczos"]["value"])
+        > run["power"]["power"]["residual"] + run["power"]["lanczos"]["residual"]
+    ]
+
+
+def noise_slopes(evidence: Evidence) -> dict[str, list[float]]:
+    """Slope b of C12, of ln c_k on ln lambda_k, per row and run of ``end_points``."""
+    return {
+        name: [
+            float(
+                np.polyfit(np.log(run["noise"]["curvature"]), np.log(run["noise"]["variance"]), 1)[
+                    0
+                ]
+            )
+            for run in evidence.runs("end_points").get(name, {}).values()
+        ]
+        for name in ROWS
+    }
