@@ -100,6 +100,26 @@ class TestEndPoints:
         assert not {"rescaled", "batch_lambda_max", "density"} & set(result)
         json.dumps(result, allow_nan=False)
 
+    def test_wrong_images_and_gradients_are_those_of_the_end_point(self, digits, result):
+        wrong = result["wrong_test_images"]
+        share = 1 - len(wrong) / len(digits.y_test)
+        assert share == pytest.approx(result["history"][-1]["test_accuracy"])
+        model = trained(digits, ADAM)
+        outputs = predict(model, digits.x_test)
+        assert int(outputs[wrong[0]].argmax()) != int(digits.y_test[wrong[0]])
+        decayed = dataclasses.replace(ADAM, weight_decay=0.1)
+        found = end_points.stationarity(model, decayed, digits)
+        loss = cross_entropy(model(digits.x_train), digits.y_train)
+        weights = torch.cat([p.reshape(-1) for p in model.parameters()])
+        objective = loss + 0.05 * weights.square().sum()
+        slope = torch.autograd.grad(objective, list(model.parameters()))
+        norm = float(torch.cat([g.reshape(-1) for g in slope]).norm())
+        assert found["objective_grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert found["grad_norm"] == pytest.approx(result["history"][-1]["grad_norm"], rel=1e-4)
+        along = found["objective_grad_norm"] ** 2
+        along -= found["grad_norm"] ** 2 + (0.1 * found["weight_norm"]) ** 2
+        assert found["weight_dot_grad"] == pytest.approx(along / 0.2, rel=1e-3)
+
     def test_products_are_counted_until_the_value_stays(self):
         history = torch.tensor([[1.0, 9.95, 0], [2.0, 9.0, 0], [3.0, 9.95, 0], [4.0, 10.0, 0]])
         assert end_points._settled(history, 10.0) == 3

@@ -20,6 +20,7 @@ from losslandscape.lab.experiments.polish import polish
 from losslandscape.lab.experiments.three_configurations import summary
 from losslandscape.lab.models import cnn
 from losslandscape.lab.training import Recipe, accuracy, fit, predict
+from losslandscape.objective import flat, gradient
 from losslandscape.operators import HessianOperator, ScaledOperator, weight_scale
 from losslandscape.rescaling import rescale_relu
 from losslandscape.sgd_noise import gradient_noise
@@ -76,10 +77,12 @@ def measure(recipe: Recipe, dataset: Dataset, seed: int, settings: Settings) -> 
 
     Returns:
         ``history`` as in :class:`~losslandscape.lab.training.Run`; ``lambda_min_path`` by epoch;
-        ``lambda_max``, ``adaptive_lambda_max`` (of ``|w| H |w|``), ``trace``,
+        ``lambda_max``, ``adaptive_lambda_max`` (of ``|w| H |w|``), ``trace`` and
         ``participation_ratio`` on the fixed subset; ``power`` (see :func:`compare_methods`);
-        ``noise`` (see :func:`noise_along_eigenvectors`); ``polish``; ``halved_start``; and, where
-        the settings ask for them, ``rescaled``, ``batch_lambda_max`` and ``density``.
+        ``noise`` (see :func:`noise_along_eigenvectors`); ``stationarity``;
+        ``wrong_test_images`` (positions of those that are classified wrongly); ``polish``;
+        ``halved_start``; and, where the settings ask for them, ``rescaled``, ``batch_lambda_max``
+        and ``density``.
     """
     model = cnn(dataset, seed=seed, channels=settings.channels, hidden=settings.hidden)
     subset = dataset.stratified_subset(min(settings.hessian_images, len(dataset.y_train)))
@@ -104,6 +107,8 @@ def measure(recipe: Recipe, dataset: Dataset, seed: int, settings: Settings) -> 
         "participation_ratio": _estimate(moments.participation_ratio),
         "power": compare_methods(hessian, settings, seed=seed),
         "noise": noise_along_eigenvectors(run.model, dataset, settings),
+        "stationarity": stationarity(run.model, recipe, dataset),
+        "wrong_test_images": wrong_test_images(run.model, dataset),
         "polish": polish(run.model, recipe, dataset, subset, seed=seed, tol=settings.path_tol),
     }
     if recipe.name in settings.rescaled:
@@ -182,6 +187,29 @@ def noise_along_eigenvectors(
         "variance_stderr": noise.stderrs.tolist(),
         "images": size,
     }
+
+
+def stationarity(model: nn.Module, recipe: Recipe, dataset: Dataset) -> dict[str, float]:
+    """How far the gradient of the objective is from zero, on all training images.
+
+    Returns:
+        ``grad_norm`` of the data loss, ``weight_norm``, ``weight_dot_grad``, and
+        ``objective_grad_norm``, of the data loss with the recipe's weight penalty.
+    """
+    _, slope = gradient(model, cross_entropy, (dataset.x_train, dataset.y_train))
+    weights = flat(p.detach() for p in model.parameters())
+    return {
+        "grad_norm": float(slope.norm()),
+        "weight_norm": float(weights.norm()),
+        "weight_dot_grad": float(weights @ slope),
+        "objective_grad_norm": float((slope + recipe.weight_decay * weights).norm()),
+    }
+
+
+def wrong_test_images(model: nn.Module, dataset: Dataset) -> list[int]:
+    """Positions of the wrongly classified test images, for tests paired by image."""
+    wrong = predict(model, dataset.x_test).argmax(dim=1) != dataset.y_test
+    return [int(place) for place in wrong.nonzero()[:, 0]]
 
 
 def _lifted(
