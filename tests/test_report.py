@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from losslandscape.lab import records
 from losslandscape.lab.records import Record
 from losslandscape.report import figures, headline, picture, tables
+from losslandscape.report.statistics import predict_run
 
 BOOK = Path(__file__).parent.parent / "book"
 NAMES = list(figures.style.CONFIGURATIONS)
@@ -83,12 +84,18 @@ def test_table1_puts_each_number_in_its_column(root):
     runs = tables.recorded(headline.STUDY, root)
     live = {name: [results(0.5)] for name in NAMES}
     table = tables.table1(tables.reported(root), runs, live)
-    assert list(table.columns) == ["reported", "recorded", "live"]
+    assert list(table.columns) == ["reported", "recorded", "lies at", "live"]
     assert len(table) == 12
+    law = predict_run([5.0, 6.0, 7.0], "log")
+    low, high = law.interval()
     row = table.loc[("Flat_SGD_LowLR", tables.QUANTITIES["lambda_max"])]
-    assert row.tolist() == ["246.19", "6.00 [5.00, 7.00]", "5.50"]
+    assert row.tolist() == ["246.19", f"6.00 [{low:#.3g}, {high:#.3g}]", "100 %", "5.50"]
     row = table.loc[("Adam_Default", tables.QUANTITIES["test_accuracy"])]
-    assert row.tolist() == ["98.90", "93.00 [92.00, 94.00]", "92.50"]
+    assert row["reported"] == "98.90"
+    assert row["recorded"].startswith("93.00 [")
+    assert row["live"] == "92.50"
+    row = table.loc[("Sharp_SGD_HighLR", tables.QUANTITIES["batch_lambda_max"])]
+    assert row["lies at"] == "33 %"  # batches 6, 7 and 8 of 9 lie below 9.14
 
 
 def test_headline_takes_every_number_from_the_records(root):

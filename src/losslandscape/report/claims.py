@@ -7,7 +7,7 @@ A claim whose runs are not all recorded gets the word ``waits``, whatever the ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
-from scipy.stats import t as student
 
 from losslandscape.lab import records
 from losslandscape.lab.studies import find_study
 from losslandscape.report import tables
+from losslandscape.report.statistics import Interval, predict_run, t_interval
 
 SHARP, FLAT, ADAM = "Sharp_SGD_HighLR", "Flat_SGD_LowLR", "Adam_Default"
 ROWS = (SHARP, FLAT, ADAM)
@@ -28,23 +28,6 @@ WORDS = ("holds", "holds if", "not supported", "refuted", "untestable here", "wa
 Run = Mapping[str, Any]  # results of one run
 Seeds = list[list[Run]]  # per run seed, the runs of the configurations asked for
 Finding = tuple[str, str, dict[str, Any]]  # word, condition and effects of a Verdict
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over runs with its two-sided confidence interval.
-
-    >>> print(t_interval([1.0, 2.0, 3.0]))
-    2.00 [-0.48, 4.48]
-    """
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -65,21 +48,6 @@ class Verdict:
 
     def __str__(self) -> str:
         return f"{self.word} {self.condition}".strip()
-
-
-def t_interval(values: Iterable[float], *, level: float = 0.95) -> Interval:
-    """Mean of independent values with its t interval.
-
-    Raises:
-        ValueError: There are fewer than two values.
-    """
-    found = np.array(list(values), dtype=float)
-    if len(found) < 2:
-        raise ValueError(f"an interval needs at least two values, got {len(found)}")
-    half = student.ppf((1 + level) / 2, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5
-    return Interval(
-        float(found.mean()), float(found.mean() - half), float(found.mean() + half), len(found)
-    )
 
 
 def interval_rule(effect: Interval, threshold: float) -> str:
@@ -104,26 +72,18 @@ def common(words: Sequence[str]) -> str:
     return words[0] if len(set(words)) == 1 else "untestable here"
 
 
-def predictive_p(values: Sequence[float], reported: float) -> float:
-    """Two-sided p of a further run under the t-predictive distribution of the recorded ones."""
-    found = np.array(values)
-    spread = found.std(ddof=1) * math.sqrt(1 + 1 / len(found))
-    return float(2 * student.sf(abs(reported - found.mean()) / spread, len(found) - 1))
-
-
 def prediction_rule(
-    numbers: Mapping[str, float], accuracies: Any, losses: Any, sharpness: Any
+    numbers: Mapping[str, float],
+    accuracies: Sequence[float],
+    losses: Sequence[float],
+    sharpness: Sequence[float],
 ) -> dict[str, float]:
     """Rule P: p of a row's reported accuracy, loss and lambda_max, each on its registered scale."""
     return {
-        "accuracy": predictive_p(_logit(accuracies), float(_logit(numbers["test_accuracy"]))),
-        "loss": predictive_p(np.log(losses), math.log(numbers["test_loss"])),
-        "lambda": predictive_p(np.log(sharpness), math.log(numbers["lambda_max"])),
+        "accuracy": predict_run(accuracies, "logit").p_value(numbers["test_accuracy"]),
+        "loss": predict_run(losses, "log").p_value(numbers["test_loss"]),
+        "lambda": predict_run(sharpness, "log").p_value(numbers["lambda_max"]),
     }
-
-
-def _logit(share: Any) -> Any:
-    return np.log(share) - np.log1p(-np.asarray(share))
 
 
 AGREES = 0.05 / 9  # smallest p of rule P

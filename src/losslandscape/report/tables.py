@@ -7,10 +7,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
 from losslandscape.lab import records
+from losslandscape.report.statistics import predict_run
 
 Results = Mapping[str, Any]  # what experiments.three_configurations.measure returns
 
@@ -76,20 +78,39 @@ def table1(
 ) -> pd.DataFrame:
     """Reported, recorded and live side by side: one row per configuration and quantity.
 
+    Recorded: the median and where 95 % of further runs, or batches, are expected; ``lies at``: the
+    percentile of the reported number among them. Live: median and range.
     A reported lambda_max stands in both lambda rows, because the paper does not say which it is.
     """
     rows = {}
     for name, numbers in paper["configurations"].items():
         for quantity in quantities:
-            title = QUANTITIES[quantity]
             printed = numbers.get(quantity, numbers["lambda_max"])
-            rows[name, title] = {
+            low, high, place = expected(recorded_runs[name], quantity, printed)
+            middle = median(values(recorded_runs[name], quantity))
+            rows[name, QUANTITIES[quantity]] = {
                 "reported": f"{100 * printed:.2f}"
                 if quantity == "test_accuracy"
                 else f"{printed:g}",
-                "recorded": show_spread(recorded_runs[name], quantity),
+                "recorded": f"{show(quantity, middle)} [{show(quantity, low)}, "
+                f"{show(quantity, high)}]",
+                "lies at": f"{place:.0f} %",
                 "live": show_spread(live_runs[name], quantity),
             }
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(table.index)
     return table
+
+
+def expected(results: Iterable[Results], quantity: str, value: float) -> tuple[float, float, float]:
+    """Where 95 % of further values are expected, and the percentile of ``value`` among them.
+
+    Over runs by the t law of a further run, on the logit scale for accuracy and the log scale
+    otherwise; over single batches, which are many, by counting.
+    """
+    found = values(results, quantity)
+    if quantity == "batch_lambda_max":
+        low, high = np.quantile(found, [0.025, 0.975])
+        return float(low), float(high), 100 * float(np.mean(np.array(found) <= value))
+    law = predict_run(found, "logit" if quantity == "test_accuracy" else "log")
+    return *law.interval(), law.percentile(value)
