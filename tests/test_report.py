@@ -126,6 +126,19 @@ def test_every_figure_draws_every_run(root):
         figure.draw_without_rendering()
 
 
+def test_negative_curvature_is_taken_where_both_ends_were_measured():
+    runs = {0: results(0), 1: results(1), 2: results(2)}
+    path = [{"epoch": epoch, "value": -1.0 - epoch} for epoch in (0, 2)]
+    ends = {1: {"lambda_min_path": path}, 2: {"lambda_min_path": path[1:]}, 9: {}}
+    assert tables.negative_share(runs, ends) == [([0, 2], [1 / 3, 3 / 5])]
+    shown = figures.training.stationarity(
+        {name: [results(0)] for name in NAMES},
+        {name: tables.negative_share(runs, ends) for name in NAMES},
+    )
+    assert [len(axes.lines) for axes in shown.axes] == [3, 3]
+    assert list(shown.axes[1].lines[0].get_ydata()) == [1 / 3, 3 / 5]
+
+
 def test_the_picture_knows_what_it_was_drawn_from(root, tmp_path):
     path = tmp_path / "landing.png"
     assert not picture.is_fresh(path, root)

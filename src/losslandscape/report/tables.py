@@ -39,6 +39,26 @@ def recorded(study: str, root: Path | None = None) -> dict[str, list[Results]]:
     return found
 
 
+def negative_share(
+    runs: Mapping[int, Results], ends: Mapping[int, Results]
+) -> list[tuple[list[int], list[float]]]:
+    """Per run seed, epochs and ``|lambda_min| / lambda_max`` on the same images and weights.
+
+    Args:
+        runs: Run seed -> results of ``three_configurations``, which hold lambda_max by epoch.
+        ends: Run seed -> results of ``end_points``, which hold lambda_min by epoch; seeds with a
+            single epoch are left out.
+    """
+    found = []
+    for seed in sorted(set(runs) & set(ends)):
+        top = {row["epoch"]: row["value"] for row in runs[seed]["lambda_path"]}
+        path = [row for row in ends[seed]["lambda_min_path"] if row["epoch"] in top]
+        if len(path) > 1:
+            epochs = [row["epoch"] for row in path]
+            found.append((epochs, [abs(row["value"]) / top[row["epoch"]] for row in path]))
+    return found
+
+
 def values(results: Iterable[Results], quantity: str) -> list[float]:
     """One number per run; for ``batch_lambda_max`` one per batch of 64, all runs together."""
     if quantity == "batch_lambda_max":

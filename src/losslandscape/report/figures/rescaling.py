@@ -82,17 +82,3 @@ def convexity(scales: Any, heights: Mapping[str, Any]) -> Figure:
         axis.set_xlabel(f"$t$, {name}")
     axes[0, 0].set_ylabel(r"$\ln \lambda_{\max}(e^{-tE} A\, e^{-tE})$")
     return figure
-
-
-def orbit_data(orbit: Orbit) -> dict[str, list[float]]:
-    """The numbers of an :class:`~losslandscape.rescaling.Orbit` for an explorable figure."""
-    columns = {
-        "alpha": orbit.alphas,
-        "lambda_max": orbit.lambda_max,
-        "gauss_newton": orbit.gauss_newton,
-        "relative": orbit.relative,
-        "loss": orbit.loss,
-        "output_change": orbit.output_change,
-        "predictions_changed": orbit.predictions_changed,
-    }
-    return {name: [float(f"{value:.4g}") for value in column] for name, column in columns.items()}

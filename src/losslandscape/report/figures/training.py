@@ -43,6 +43,30 @@ def sharpness_path(runs: Mapping[str, list[Mapping[str, Any]]], paper: Mapping[s
     return figure
 
 
+def stationarity(
+    runs: Mapping[str, list[Mapping[str, Any]]],
+    curvature: Mapping[str, list[tuple[list[int], list[float]]]],
+) -> Figure:
+    """Norm of the full gradient, and the lowest over the largest eigenvalue, by epoch.
+
+    Args:
+        runs: Configuration -> results per seed.
+        curvature: Configuration -> per seed, epochs and ``|lambda_min| / lambda_max`` at them.
+    """
+    figure, (slope, ratio) = panels(1, 2, height=2.9)
+    for name, look in CONFIGURATIONS.items():
+        for number, run in enumerate(runs[name]):
+            epochs = [row["epoch"] for row in run["history"]]
+            style = {**look, "label": look["label"] if number == 0 else None, "alpha": 0.7}
+            slope.plot(epochs, [row["grad_norm"] for row in run["history"]], **style)
+        for epochs, values in curvature[name]:
+            ratio.plot(epochs, values, **{**look, "label": None, "alpha": 0.7})
+    slope.set(yscale="log", xlabel="epoch", ylabel=r"$\|\nabla L\|$ (nats per weight)")
+    ratio.set(yscale="log", xlabel="epoch", ylabel=r"$|\lambda_{\min}|\,/\,\lambda_{\max}$")
+    legend_above(figure, slope)
+    return figure
+
+
 def batch_sharpness(
     runs: Mapping[str, list[Mapping[str, Any]]], paper: Mapping[str, Any]
 ) -> Figure:
