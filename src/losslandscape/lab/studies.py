@@ -19,6 +19,7 @@ from tqdm import tqdm
 from losslandscape.lab import records
 from losslandscape.lab.data import Dataset, load_dataset
 from losslandscape.lab.experiments import (
+    between_minima,
     edge_of_stability,
     end_points,
     matched_loss,
@@ -198,6 +199,17 @@ STUDIES = {
             seeds=tuple(range(5)),
             settings=reconstruction.Settings(),
             experiment=reconstruction.measure,
+            tolerances=_TOLERANCES,
+        ),
+        Study(
+            name="between_minima",
+            purpose="Planes around the end points of Table 1, paths between them, one through all.",
+            dataset="mnist",
+            recipes=between_minima.MINIMA_RECIPES,
+            seeds=(0,),
+            settings=between_minima.Settings(),
+            experiment=between_minima.measure,
+            repeat=between_minima.measure_ends,
             tolerances=_TOLERANCES,
         ),
         Study(
