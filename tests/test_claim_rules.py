@@ -159,6 +159,39 @@ class TestTable1:
         assert claims.judge("C25", MadeUp(three_configurations=runs)).word == "refuted"
 
 
+def test_readings_are_one_recipe_for_all_rows():
+    paper = MadeUp().paper["configurations"]
+
+    def run(row, wobble, right):
+        numbers = paper[row]
+        end = {
+            "test_accuracy": 1 - (1 - numbers["test_accuracy"]) * wobble,
+            "test_loss": numbers["test_loss"] * wobble,
+            "batch_lambda_max": [numbers["lambda_max"] * wobble * (1 if right else 3), 1.0],
+        }
+        return {"epochs": [{**end, "test_loss": 9.0 * wobble}, end]}
+
+    study = {
+        f"{reading}_{channels}_{inputs}": [
+            run(row, wobble, right=(reading != FLAT and inputs == "raw")) for wobble in jitter(5)
+        ]
+        for reading, row in (
+            (SHARP, SHARP),
+            (FLAT, FLAT),
+            (f"{FLAT}_wd_0.001", FLAT),
+            (ADAM, ADAM),
+        )
+        for channels in (16, 32)
+        for inputs in ("standardised", "raw")
+    }
+    found = claims.readings(MadeUp(table1_reconstruction=study))
+    assert len(found) == 2 * 2 * 2 * 2
+    good = {key for key, p in found.items() if min(p.values()) >= claims.AGREES}
+    assert good == {(f"{FLAT}_wd_0.001", channels, "raw", 2) for channels in (16, 32)}
+    assert all(len(p) == 9 for p in found.values())
+    assert claims.readings(MadeUp(table1_reconstruction={})) == {}
+
+
 def test_table_1_is_in_order():
     verdict = claims.judge("C27", MadeUp())
     assert str(verdict) == "refuted on its own data"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from losslandscape.lab import records
+from losslandscape.lab.experiments.reconstruction import CANDIDATES
 from losslandscape.lab.studies import find_study
 from losslandscape.report import tables
 from losslandscape.report.statistics import Interval, predict_run, t_interval
@@ -242,6 +244,43 @@ def _prediction(claim: str, name: str) -> None:
 
 for _claim, _row in zip(("C20", "C21", "C22"), ROWS, strict=True):
     _prediction(_claim, _row)
+
+
+def readings(evidence: Evidence) -> dict[tuple[str, int, str, int], dict[str, float]]:
+    """Rule P for every reading of the paper: one recipe for all three rows.
+
+    Returns:
+        (configuration of the Flat row, channels of the first convolution, inputs, epochs) -> the
+        nine p values, by row and number. Readings of which a row has fewer than two recorded runs
+        are left out.
+    """
+    runs = evidence.runs("table1_reconstruction")
+    found = {}
+    for flat in sorted({c.name.rsplit("_", 2)[0] for c in CANDIDATES if c.row == FLAT}):
+        for channels, inputs in product((32, 16), ("standardised", "raw")):
+            rows = {
+                name: list(runs.get(f"{reading}_{channels}_{inputs}", {}).values())
+                for name, reading in ((SHARP, SHARP), (FLAT, flat), (ADAM, ADAM))
+            }
+            if min(map(len, rows.values())) < 2:
+                continue
+            for epoch in range(len(rows[FLAT][0]["epochs"])):
+                found[flat, channels, inputs, epoch + 1] = {
+                    f"{name} {quantity}": p
+                    for name, of_row in rows.items()
+                    for quantity, p in _agreement(evidence, name, of_row, epoch).items()
+                }
+    return found
+
+
+def _agreement(evidence: Evidence, name: str, runs: Sequence[Run], epoch: int) -> dict[str, float]:
+    ends = [run["epochs"][epoch] for run in runs]
+    return prediction_rule(
+        evidence.paper["configurations"][name],
+        [end["test_accuracy"] for end in ends],
+        [end["test_loss"] for end in ends],
+        [end["batch_lambda_max"][0] for end in ends],
+    )
 
 
 DESIGN = ("Flat_SGD_LowLR", "lr_0.001_wd_0", "lr_0.1_wd_0.01", "lr_0.1_wd_0")
