@@ -259,10 +259,10 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
-def environment() -> dict[str, Any]:
-    """The usual facts, the peers' versions, and whether the allocator is tuned."""
+def environment(names: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """The usual facts, the versions of other packages, and whether the allocator is tuned."""
     packages = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:

@@ -10,10 +10,8 @@ A fresh process, because peak memory never falls again.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,26 +22,12 @@ from torch.nn.functional import cross_entropy
 import losslandscape as ll
 from losslandscape.lab.data import Dataset, _channels_last
 from losslandscape.lab.models import cnn
+from losslandscape.lab.records import peak_memory
 
 TOL = 1e-3
 # Graphs kept for the next product: memory grows up to that bound, so it is one that the smallest
 # set of images fills already. The default is 1 GiB.
 MEMORY_BUDGET = 1 << 27
-
-
-def peak() -> int:
-    """Peak resident memory of this process so far, in bytes.
-
-    On Linux the system call would also count the parent's memory at the time of the fork, so the
-    process's own mark is read.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        mark = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-        return int(mark.split()[1]) * 1024
-    except (OSError, StopIteration):
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main(images: str, labels: str, weights: str) -> None:
@@ -58,7 +42,7 @@ def main(images: str, labels: str, weights: str) -> None:
         hidden=HIDDEN,
     ).eval()
     set_weights(model, np.load(weights))
-    before = peak()
+    before = peak_memory()
     began = time.process_time()
     with counting(len(targets)) as count:
         result = ll.lambda_max(
@@ -69,7 +53,7 @@ def main(images: str, labels: str, weights: str) -> None:
         "images": len(targets),
         "seconds": seconds,
         "memory_before": before,
-        "memory_peak": peak(),
+        "memory_peak": peak_memory(),
         "data_bytes": inputs.nbytes + targets.nbytes,
         "products": result.products,
         "counted_products": count.products,

@@ -14,7 +14,7 @@ import torch
 
 from losslandscape.lab import records
 from losslandscape.lab.records import Record
-from losslandscape.report import benchmarks
+from losslandscape.report import benchmarks, running
 
 ROOT = Path(__file__).parents[1]
 ROUNDING = 1e-5
@@ -151,6 +151,8 @@ class TestTables:
         assert benchmarks.load(tmp_path).configuration == full.configuration
         assert benchmarks.profile_table(tmp_path)[1][-1] == ["together", "4", "2", "2.0"]
         for name, table in benchmarks.TABLES.items():
+            if name in running.TABLES:
+                continue  # they have records of their own: TestRunning
             headings, lines = table(tmp_path)
             assert lines, name
             for line in lines:
@@ -276,6 +278,115 @@ class TestJudge:
         assert told(sigma=0.1)["quadrature_right"]
 
 
+def loops(**seconds):
+    """A record of training loops: seconds per round, by loop, with one network of 10 parameters."""
+    names = {"ours": running.OURS, "tutorial": running.TUTORIAL, "plain": running.IN_MEMORY[0]}
+    rows = [
+        {"network": "net", "parameters": 10, "loop": names[k], "images": 100, "seconds": v}
+        for k, v in seconds.items()
+    ]
+    alone = {"network": "none", "parameters": None, "loop": running.TUTORIAL, "images": 200}
+    results = {"rows": [*rows, {**alone, "seconds": [1.0, 1.0]}]}
+    return replace(record(), configuration=running.TRAINING, results=results)
+
+
+def scheduled(ran, waited, wall=100.0, peak=2**30):
+    processes = [{"ran": ran, "waited": waited, "memory": 2**29}] * 2
+    results = {
+        "busy": {"runs": 9, "wall_seconds": wall, "processes": processes},
+        "memory": {"peak": peak},
+    }
+    return replace(record(), configuration=running.SCHEDULER, results=results)
+
+
+class TestRunning:
+    @pytest.fixture
+    def kept(self, tmp_path):
+        """Return a function that stores records and gives the folder that holds ``book/``."""
+
+        def keep(*made):
+            for item in made:
+                records.save(item, tmp_path / "book" / "records" / "benchmarks")
+            return tmp_path
+
+        return keep
+
+    def test_nothing_recorded_is_nothing_shown(self, kept):
+        root = kept(record())
+        assert {name: table(root)[1] for name, table in running.TABLES.items()} == {
+            name: [] for name in running.TABLES
+        }
+
+    def test_the_record_of_the_tools_is_not_mistaken(self, kept):
+        root = kept(loops(ours=[1.0]), scheduled(1, 1))
+        assert benchmarks.load(root) is None
+        assert benchmarks.load(kept(record())).configuration == "mnist"
+
+    def test_ratios_are_of_pairs_and_loading_is_a_share(self, kept):
+        root = kept(loops(ours=[1.0, 2.0, 4.0], tutorial=[6.0, 8.0, 4.0]))
+        headings, lines = running.throughput_table(root)
+        assert headings == [
+            *("network", "loop", "images per CPU second", "times our time", "of it, loading")
+        ]
+        ours, tutorial, alone = lines
+        assert ours == ["net (10 parameters)", running.OURS, "50 [25, 100]", "-", "-"]
+        # Of 6, 4 and 1; three pairs decide nothing at 95 %, so the interval has no ends.
+        assert tutorial[2:4] == ["17 [12, 25]", "4.00 [nan, nan]"]
+        # 100 images take 6 seconds, of which loading them takes half a second.
+        assert tutorial[4] == "8%"
+        assert alone[2:] == ["200 [200, 200]", "-", "-"]
+
+    @pytest.mark.parametrize(
+        ("times", "verdict"),
+        [
+            ([6.0] * 20, "met"),
+            ([5.0] * 20, "met"),
+            ([4.0] * 20, "missed"),
+            ([4.0, 6.0] * 10, "undecided"),
+            ([5.5] * 2, "undecided"),
+        ],
+    )
+    def test_a_goal_is_judged_by_the_interval(self, kept, times, verdict):
+        root = kept(loops(ours=[1.0] * len(times), tutorial=times, plain=times))
+        _, lines = running.goals_table(root)
+        assert lines[0][:2] == [
+            f"net: our speed, in speeds of {running.TUTORIAL}",
+            "at least 5",
+        ]
+        assert lines[0][-1] == verdict
+        assert lines[1][-1] == ("met" if len(times) > 2 else "undecided")
+
+    def test_the_interval_covers_the_median(self):
+        # Ranks 6 and 15 of 20 hold the median with a probability of 95.9 %.
+        pairs = [float(n) for n in range(1, 21)]
+        found = loops(ours=[1.0] * 20, tutorial=pairs).results["rows"]
+        assert running.times_ours(found, found[1]) == (10.5, 6.0, 15.0)
+
+    def test_waiting_for_a_core_is_not_idle(self, kept):
+        root = kept(scheduled(ran=50, waited=45))
+        assert running.scheduler_table(root)[1] == [
+            ["1", "50%", "45%", "5%", "0.5 GiB"],
+            ["2", "50%", "45%", "5%", "0.5 GiB"],
+        ]
+        assert [line[1:] for line in running.goals_table(root)[1]] == [
+            ["at least 90%", "95.0%", "met"],
+            ["less than 3 GiB", "1 GiB", "met"],
+        ]
+
+    def test_a_miss_of_the_scheduler_is_said(self, kept):
+        root = kept(scheduled(ran=50, waited=39, peak=3 * 2**30))
+        assert [line[-1] for line in running.goals_table(root)[1]] == ["missed", "missed"]
+
+    def test_the_load_of_the_machine_is_shown(self, kept):
+        _, lines = running.about(kept(loops(ours=[1.0])))
+        assert lines == [
+            [
+                *("training", "2026-01-02", "p", "torch 2", "c" * 12 + "+"),
+                "0.1 before, 0.2 after",
+            ]
+        ]
+
+
 @pytest.fixture(scope="module")
 def recorded():
     found = benchmarks.load(ROOT)
@@ -342,4 +453,34 @@ class TestRecord:
 
     def test_no_path_of_a_machine_is_in_it(self, recorded):
         text = json.dumps(recorded.results) + json.dumps(recorded.environment)
+        assert not re.search(r'"[^"]*/(?:home|tmp|root|usr|work|opt|Users)/', text)
+
+
+@pytest.mark.parametrize("configuration", [running.TRAINING, running.SCHEDULER])
+class TestRunningRecord:
+    @pytest.fixture
+    def made(self, configuration):
+        found = running.recorded(ROOT, configuration)
+        if found is None:
+            pytest.skip(f"not recorded yet: run benchmarks/{configuration}.py")
+        return found
+
+    def test_it_was_made_as_the_page_says(self, made):
+        assert made.environment["threads"] == 1
+        assert made.dataset["name"] == "mnist"
+
+    def test_what_it_holds_is_shown(self, made, configuration):
+        goals = running.goals_table(ROOT)[1]
+        if configuration == running.TRAINING:
+            rounds = made.settings["rounds"]
+            assert all(len(r["seconds"]) == rounds for r in made.results["rows"])
+            assert made.results["rows"][0]["parameters"] == 421_642
+            assert len([line for line in goals if "our speed" in line[0]]) == 4
+        else:
+            assert len(made.results["busy"]["processes"]) == 2
+            assert 0 < running.busy_share(made) <= 1
+            assert len([line for line in goals if "process" in line[0]]) == 2
+
+    def test_no_path_of_a_machine_is_in_it(self, made):
+        text = json.dumps(made.results) + json.dumps(made.environment)
         assert not re.search(r'"[^"]*/(?:home|tmp|root|usr|work|opt|Users)/', text)

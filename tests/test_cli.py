@@ -1,12 +1,15 @@
 """The command line: what it prints, and one line for every mistake."""
 
+import dataclasses
+
 import pytest
 from click.testing import CliRunner
-from test_studies import tiny_study
+from test_studies import fragile_study, tiny_study
 
 from losslandscape.cli import main
+from losslandscape.lab import records, studies
 from losslandscape.lab.experiments import three_configurations
-from losslandscape.lab.studies import STUDIES
+from losslandscape.lab.studies import STUDIES, WorkerError
 
 
 @pytest.fixture
@@ -33,12 +36,27 @@ def test_run_status_and_diff(run, tmp_path):
     assert result.exit_code == 0, result.output
     assert "tiny: 2 runs computed" in result.output
     assert "done: 2" in run("study", "status", "tiny", "--records", tmp_path).output
-    result = run(
-        "study", "diff", "tiny", "--configuration", "b", "--epochs", 1, "--records", tmp_path
-    )
+    result = run("study", "diff", "tiny", "--records", tmp_path, "--save")
     assert result.exit_code == 0, result.output
+    assert "a seed 0\n  same train_loss, epoch 1" in result.output
     assert "b seed 0" in result.output
-    assert "OUT" not in result.output
+    # The first epoch of each, and lambda_max before it; after it only where it was the last one.
+    assert "13 numbers: 13 the same to the last bit, 0 within" in result.output
+    saved = records.read(tmp_path / "diffs" / "tiny.json")
+    assert saved["command"] == "losslandscape study diff tiny"
+    assert [entry["part"] for entry in saved["runs"]] == [{"epochs": 1}, {"epochs": 1}]
+
+
+def test_diff_takes_what_is_asked_for(run, tmp_path):
+    run("study", "run", "tiny", "--records", tmp_path)
+    words = ["--configuration", "a", "--seed", 0, "--all", "--label", "here"]
+    result = run("study", "diff", "tiny", "--records", tmp_path, *words)
+    assert result.exit_code == 0, result.output
+    assert "train_loss, epoch 2" in result.output
+    assert "b seed 0" not in result.output
+    saved = records.read(tmp_path / "diffs" / "tiny-here.json")
+    assert saved["command"] == "losslandscape study diff tiny --configuration a --seed 0 --all"
+    assert [entry["part"] for entry in saved["runs"]] == [{}]
 
 
 def test_diff_fails_when_a_number_moved(run, tmp_path, monkeypatch):
@@ -53,8 +71,46 @@ def test_diff_fails_when_a_number_moved(run, tmp_path, monkeypatch):
     monkeypatch.setattr(three_configurations, "follow", shifted)
     result = run("study", "diff", "tiny", "--configuration", "b", "--records", tmp_path)
     assert result.exit_code == 1
-    assert "OUT train_loss, epoch 1" in result.output
-    assert "1 numbers lie outside" in result.output
+    assert "OUT  train_loss, epoch 1" in result.output
+    assert "7 numbers: 6 the same to the last bit, 0 within their tolerance, 1 outside" in (
+        result.output
+    )
+
+
+def test_a_run_that_fails_is_told_at_the_end(run, tmp_path, monkeypatch):
+    study = dataclasses.replace(fragile_study("diverge"), seeds=(0,))
+    monkeypatch.setitem(STUDIES, "tiny", study)
+    result = run("study", "run", "tiny", "--records", tmp_path)
+    assert result.exit_code == 1
+    assert "tiny: 1 runs computed" in result.output
+    assert "tiny: 1 runs without a record\n  b seed 0: training diverged: " in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_killed_worker_is_one_line(run, tmp_path, monkeypatch):
+    def break_down(*_arguments, **_options):
+        raise WorkerError("tiny: a worker process was killed")
+
+    monkeypatch.setattr(studies, "run_study", break_down)
+    result = run("study", "run", "tiny", "--records", tmp_path)
+    assert result.exit_code == 1
+    assert result.output == "Error: tiny: a worker process was killed\n"
+
+
+def test_a_record_of_the_future_is_not_touched(run, tmp_path):
+    path = tmp_path / "tiny" / "a-seed0.json"
+    path.parent.mkdir()
+    path.write_text('{"schema": 2}')
+    assert (
+        "unreadable: 1\n  a seed 0" in run("study", "status", "tiny", "--records", tmp_path).output
+    )
+    result = run("study", "run", "tiny", "--records", tmp_path)
+    assert result.exit_code == 1
+    assert "tiny: 1 runs computed" in result.output
+    assert "written by a newer version of losslandscape (format 2, this one reads 1)" in (
+        result.output
+    )
+    assert path.read_text() == '{"schema": 2}'
 
 
 @pytest.mark.parametrize(
@@ -64,6 +120,7 @@ def test_diff_fails_when_a_number_moved(run, tmp_path, monkeypatch):
         (["study", "status", "nope"], "unknown study 'nope'"),
         (["study", "diff", "tiny", "--records", "{}"], "no record of tiny matches"),
         (["study", "diff", "tiny", "--configuration", "c"], "no configuration 'c'"),
+        (["study", "diff", "tiny", "--seed", "x"], "'x' is not a valid integer"),
         (["study", "run", "tiny", "--jobs", "0"], "0 is not in the range"),
     ],
 )

@@ -48,8 +48,32 @@ def orbit(scales=(0.1, 1.0, 10.0)):
     return Orbit(a, a**2 + a**-2, a**2, 3 * level, level, 0 * level, torch.zeros(len(a)).long())
 
 
+def valley(turn=0.0, side=9, **change):
+    """A quadratic with its minimum, of loss 0.1, in the middle."""
+    axis = np.linspace(-1, 1, side)
+    x, y = np.meshgrid(axis, axis, indexing="ij")
+    loss = 0.1 + 5 * (np.cos(turn) * x + np.sin(turn) * y) ** 2 + 0.2 * y**2
+    return {
+        "axes": [axis.tolist(), axis.tolist()],
+        "loss": loss.tolist(),
+        "base": 0.1,
+        "of": "the end point",
+        "points": {"end point": [0, 0]},
+        **change,
+    }
+
+
+def views():
+    three = {"first end": [0, 0], "second end": [0.5, 0], "third end": [0, 0.75]}
+    return {
+        "one": {"filters": valley(), "eigenvectors": valley(0.7)},
+        "two": {"filters": valley(0.2), "eigenvectors": valley(1.2)},
+        "all": {"through the ends": valley(0.4, points=three)},
+    }
+
+
 def examples():
-    """The four figures, on made-up numbers."""
+    """The five figures, on made-up numbers."""
     directions = {"top": line(0.1, 1.0, 0.2), "gradient": line(-0.5, 0.2, 0.1)}
     other = {"top": line(0.2, 0.5, -0.3), "gradient": line(-0.3, 0.1, 0.4)}
     return [
@@ -98,6 +122,19 @@ def examples():
             controls=[
                 stops("scale", "Scale a", [0.1, 1.0, 10.0], 10),
                 choice("network", "Network", ["one", "two"]),
+            ],
+        ),
+        explorable(
+            "landscape",
+            twin="fig-landscape",
+            alt=ALT,
+            data=explorables.landscape(views()),
+            controls=[
+                choice("network", "Network", views()),
+                choice("plane", "Plane", ["filters", "eigenvectors"]),
+                slider("turn", "Turn", 0, 360, 5, 30, "degrees"),
+                slider("tilt", "Tilt", 15, 60, 5, 35, "degrees"),
+                choice("view", "View", ["surface", "contours"]),
             ],
         ),
     ]
@@ -176,7 +213,7 @@ def test_a_number_that_is_not_finite_is_refused_by_its_place(bad, wrap):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "taylr"}, "no figure 'taylr': one of noise-ellipse, rescaling"),
+        ({"name": "taylr"}, "no figure 'taylr': one of landscape, noise-ellipse, rescaling"),
         ({"alt": "too short"}, "alt needs at least 20 characters .* got 'too short'"),
         ({"twin": "Fig 1"}, "twin must be the name of a figure"),
         ({"controls": []}, "angle, curvature, gradient, radius missing"),
@@ -296,6 +333,61 @@ def test_orbits_need_common_factors_with_one_among_them():
             explorables.orbits(curves, 7)
 
 
+def heights_of(view):
+    text = view["heights"]
+    return np.array([int(text[k : k + 2], 36) for k in range(0, len(text), 2)])
+
+
+def test_a_landscape_keeps_every_loss_to_one_step_of_a_common_scale():
+    data = plain(explorables.landscape(views()))
+    low, high = data["scale"]
+    everything = [np.array(v["loss"]) for row in views().values() for v in row.values()]
+    assert low < np.log10(min(grid.min() for grid in everything))
+    assert high > np.log10(max(grid.max() for grid in everything))
+    for network, row in views().items():
+        for name, view in row.items():
+            stored = data["views"][network][name]
+            losses = 10 ** (low + heights_of(stored) / 999 * (high - low))
+            exact = np.array(view["loss"]).flatten()
+            half_a_step = 10 ** ((high - low) / 999 / 2)
+            assert np.abs(np.log(losses / exact)).max() <= np.log(half_a_step) * 1.001
+            assert stored["side"] == 9
+            assert stored["first"] == stored["second"] == [-1, 1]
+
+
+def test_ten_landscapes_fit_on_a_page():
+    many = {f"network {k}": {"plane": valley(k / 7, side=41)} for k in range(10)}
+    controls = spec(examples()[4])["controls"]
+    figure = explorable(
+        "landscape", twin="fig-x", alt=ALT, controls=controls, data=explorables.landscape(many)
+    )
+    assert len(figure.spec) < 40_000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": [[1.0, 0.0], [1.0, 1.0]]}, "positive and finite losses"),
+        ({"loss": [[1.0, math.inf], [1.0, 1.0]]}, "positive and finite losses"),
+        ({"loss": [[1.0, 2.0]]}, r"a square grid, got \(1, 2\)"),
+        ({"axes": [[0.0, 1.0, 2.0], [0.0, 1.0]]}, "a square grid"),
+        ({"axes": [[0.0, 1.0], [1.0, 0.0]]}, "evenly spaced, increasing"),
+        ({"points": {key: [0, 0] for key in "abcd"}}, "up to three points, got 4"),
+    ],
+)
+def test_bad_landscapes_are_refused(change, message):
+    good = valley(axes=[[0.0, 1.0]] * 2, loss=[[1.0, 2.0], [3.0, 4.0]])
+    explorables.landscape({"net": {"plane": good}})
+    with pytest.raises(ValueError, match=message):
+        explorables.landscape({"net": {"plane": {**good, **change}}})
+
+
+def test_uneven_axes_are_refused():
+    uneven = valley(side=3, axes=[[-1.0, 0.5, 1.0], [-1.0, 0.0, 1.0]])
+    with pytest.raises(ValueError, match="evenly spaced"):
+        explorables.landscape({"net": {"plane": uneven}})
+
+
 def test_twins_draw():
     lines = {"tanh": line(0.1, 1.0, 0.2), "ReLU": line(0.2, 0.5, -0.3)}
     figure = twins.taylor_models(lines, RADII, 0.5)
@@ -310,7 +402,7 @@ def test_twins_draw():
 
 
 def test_the_runtime_is_small():
-    assert (STATIC / "explore.js").stat().st_size < 25_000
+    assert (STATIC / "explore.js").stat().st_size < 32_000
     assert (STATIC / "explore.css").stat().st_size < 6_000
 
 
@@ -319,7 +411,7 @@ def test_the_runtime_is_small():
 without_browser = importlib.util.find_spec("playwright") is None or pages.CHROMIUM is None
 in_browser = pytest.mark.skipif(without_browser, reason="needs playwright and a Chromium")
 browser = pages.browser
-FIGURES = ["taylor", "trust-region", "noise-ellipse", "rescaling"]
+FIGURES = ["taylor", "trust-region", "noise-ellipse", "rescaling", "landscape"]
 TWINS = {name: figure.spec.split('"twin":"')[1].split('"')[0] for name, figure in
          zip(FIGURES, examples(), strict=True)}  # fmt: skip
 each_figure = pytest.mark.parametrize("name", FIGURES)
@@ -653,6 +745,133 @@ def test_no_prediction_changes_along_the_orbit(tab):
     assert "weights: 1.00 times. 0 of 512 predictions changed." in sentence(tab, "rescaling")
 
 
+def degrees(tab, key):
+    return int(tab.locator(f"#fig-landscape-{key}").input_value())
+
+
+@in_browser
+def test_a_landscape_is_turned_and_tilted_by_dragging(tab):
+    canvas = box(tab, "landscape").locator("> svg")
+    canvas.scroll_into_view_if_needed()
+    at = canvas.bounding_box()
+    x, y = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+    before = drawing(tab, "landscape")
+    tab.mouse.move(x, y)
+    tab.mouse.down()
+    tab.mouse.move(x + 50, y + 50)
+    tab.mouse.up()
+    assert (degrees(tab, "turn"), degrees(tab, "tilt")) == (60, 50)
+    assert box(tab, "landscape").locator("output").first.inner_text() == "60\u00a0degrees"
+    turned = drawing(tab, "landscape")
+    assert turned != before
+    tab.mouse.move(x, y)  # no button is held
+    assert drawing(tab, "landscape") == turned
+    tab.mouse.down()
+    tab.mouse.move(x - 200, y + 500)
+    tab.mouse.up()
+    assert degrees(tab, "turn") == 300  # all the way round
+    assert degrees(tab, "tilt") == 60  # no further than the slider
+    move(tab, "landscape", view="contours")
+    drawing(tab, "landscape")
+    tab.mouse.down()
+    tab.mouse.move(x, y)
+    tab.mouse.up()
+    assert degrees(tab, "turn") == 300  # a map does not turn
+    box(tab, "landscape").get_by_role("button", name="Reset").press("Enter")
+    assert drawing(tab, "landscape") == before
+
+
+@in_browser
+def test_a_finger_turns_and_scrolls(site, browser):
+    tab = open_page(browser, site / "page.html", viewport=pages.PHONE, has_touch=True)
+    canvas = box(tab, "landscape").locator("> svg")
+    canvas.scroll_into_view_if_needed()
+    assert canvas.evaluate("canvas => getComputedStyle(canvas).touchAction") == "pan-y"
+    at = canvas.bounding_box()
+    x, y = at["x"] + at["width"] / 2, at["y"] + at["height"] / 2
+    session = tab.context.new_cdp_session(tab)
+    touch = "Input.dispatchTouchEvent"
+    session.send(touch, {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+    for step in range(1, 11):
+        session.send(touch, {"type": "touchMove", "touchPoints": [{"x": x + 10 * step, "y": y}]})
+    session.send(touch, {"type": "touchEnd", "touchPoints": []})
+    assert degrees(tab, "turn") == 90
+    move(tab, "landscape", view="contours")
+    drawing(tab, "landscape")
+    assert canvas.evaluate("canvas => getComputedStyle(canvas).touchAction") == "auto"
+    tab.close()
+
+
+@in_browser
+def test_a_landscape_says_how_much_lies_below_twice_the_loss(tab):
+    loss = np.array(views()["two"]["filters"]["loss"])
+    move(tab, "landscape", network="two")
+    words = sentence(tab, "landscape")
+    assert words.startswith("two, filters: the loss is below twice that of the end point on ")
+    share = float(re.search(r"([\d.]+)\u00a0%", words)[1])
+    assert share == pytest.approx(100 * (loss < 0.2).mean(), abs=0.05)
+    assert float(re.search(r"reaches ([\d.]+) nats", words)[1]) == pytest.approx(
+        loss.max(), rel=0.01
+    )
+
+
+@in_browser
+def test_a_plane_of_its_own_is_shown_whatever_plane_is_chosen(tab):
+    move(tab, "landscape", network="all")
+    first = drawing(tab, "landscape")
+    assert sentence(tab, "landscape").startswith("all, through the ends: ")
+    assert box(tab, "landscape").locator("> svg .mark").count() == 3
+    keys = box(tab, "landscape").locator(".keys li").all_inner_texts()
+    assert keys == ["twice the loss of the end point", "first end", "second end", "third end"]
+    move(tab, "landscape", plane="eigenvectors")
+    assert drawing(tab, "landscape") == first
+
+
+@in_browser
+def test_marks_and_tiles_of_a_map_are_at_their_coordinates(tab):
+    move(tab, "landscape", network="all", view="contours")
+    drawing(tab, "landscape")
+    canvas = box(tab, "landscape").locator("> svg")
+    frame = canvas.locator(".frame").evaluate(
+        "f => ['x', 'y', 'width', 'height'].map((a) => Number(f.getAttribute(a)))"
+    )
+    places = canvas.locator(".mark").evaluate_all(
+        "all => all.map((m) => m.getAttribute('transform').match(/[-\\d.]+/g).map(Number))"
+    )
+    for (x, y), place in zip(((0, 0), (0.5, 0), (0, 0.75)), places, strict=True):
+        across, down = frame[0] + frame[2] * (x + 1) / 2, frame[1] + frame[3] * (1 - y) / 2
+        assert place == pytest.approx([across, down], abs=0.1)
+    # The darkest tile, the lowest loss, is at the end point; light tiles are high.
+    tiles = canvas.locator(".surface path").evaluate_all(
+        "all => all.map((p) => [p.getAttribute('d').match(/[\\d.]+/g).slice(0, 2).map(Number),"
+        " Number(p.getAttribute('fill').match(/(\\d+)%\\)/)[1])])"
+    )
+    assert len(tiles) == 8 * 8
+    lightness = [light for _, light in tiles]
+    assert len(set(lightness)) > 10
+    loss = np.array(views()["all"]["through the ends"]["loss"])
+    for (left, bottom), light in tiles:
+        i = round((left - frame[0]) / frame[2] * 8)
+        j = round((frame[1] + frame[3] - bottom) / frame[3] * 8)
+        around = np.log10(loss[i : i + 2, j : j + 2]).mean()
+        rank = (around - np.log10(loss.min())) / np.log10(loss.max() / loss.min())
+        assert light == pytest.approx(20 + 70 * rank, abs=4)
+
+
+@in_browser
+def test_the_back_of_the_surface_is_drawn_first(tab):
+    move(tab, "landscape", turn=0, tilt=30)
+    drawing(tab, "landscape")
+    downs = (
+        box(tab, "landscape")
+        .locator("> svg .surface path")
+        .evaluate_all("all => all.map((p) => Number(p.getAttribute('d').match(/[-\\d.]+/g)[0]))")
+    )
+    assert len(downs) == 64
+    first_row, last_row = sorted(downs[:8]), sorted(downs[-8:])
+    assert first_row == last_row  # each is one row of the grid, from side to side
+
+
 @in_browser
 @pytest.mark.parametrize("width", [320, 390])
 def test_on_a_phone_fingers_and_texts_have_room(site, browser, width):
@@ -747,8 +966,10 @@ def test_lines_differ_by_dash_and_points_by_shape(tab, name):
 @in_browser
 def test_paper_shows_the_twins_only(tab):
     tab.emulate_media(media="print")
-    assert [img.is_visible() for img in tab.locator("figure.explored img").all()] == [True] * 4
-    assert [b.is_visible() for b in tab.locator(".explorable-box").all()] == [False] * 4
+    assert [img.is_visible() for img in tab.locator("figure.explored img").all()] == [True] * len(
+        FIGURES
+    )
+    assert [b.is_visible() for b in tab.locator(".explorable-box").all()] == [False] * len(FIGURES)
     tab.emulate_media(media="screen")
     assert tab.locator("figure.explored img:visible").count() == 0
 
@@ -756,7 +977,7 @@ def test_paper_shows_the_twins_only(tab):
 @in_browser
 def test_without_script_the_twins_are_seen(site, browser):
     tab = open_page(browser, site / "page.html", java_script_enabled=False)
-    assert [img.is_visible() for img in tab.locator("figure img").all()] == [True] * 4
+    assert [img.is_visible() for img in tab.locator("figure img").all()] == [True] * len(FIGURES)
     assert tab.locator(".explorable-box").count() == 0
     assert tab.locator(".cell.tag_remove-input:visible").count() == 0
     tab.close()
@@ -913,3 +1134,29 @@ def test_the_ellipse_is_drawn_over_its_axes(tab):
     )
     sharp, flat = map(float, rows["Standard deviations of SGD"].split(", "))
     assert sides[0] / sides[1] == pytest.approx(flat / sharp, rel=0.02)
+
+
+@in_browser
+def test_heights_are_read_as_they_were_written(formula):
+    data = explorables.landscape(views())["views"]["one"]["filters"]
+    (found,) = formula("heights", [[data["heights"]]])
+    assert found == heights_of(data).tolist()
+    every = "".join(explorables._pair(number) for number in range(1000))
+    assert formula("heights", [[every]]) == [list(range(1000))]
+
+
+@in_browser
+def test_seen_is_a_rotation(formula):
+    rng = np.random.default_rng(0)
+    cases = [
+        [rng.normal(size=3).tolist(), rng.uniform(0, 360), rng.uniform(0, 90)] for _ in range(20)
+    ]
+    for (point, turn, tilt), found in zip(cases, formula("seen", cases), strict=True):
+        a, b = np.radians([turn, tilt])
+        x, y, z = point
+        right, away = x * np.cos(a) - y * np.sin(a), x * np.sin(a) + y * np.cos(a)
+        assert found == pytest.approx([right, away * np.sin(b) + z * np.cos(b), away])
+    flat = [[[1, 0, 5], 0, 90], [[0, 1, 5], 0, 90], [[0, 0, 1], 77, 0]]
+    expected = [[1, 0], [0, 1], [0, 1]]
+    for one, known in zip(formula("seen", flat), expected, strict=True):
+        assert one[:2] == pytest.approx(known, abs=1e-12)

@@ -6,13 +6,14 @@ import json
 import os
 import pickle
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from losslandscape.lab import records
-from losslandscape.lab.records import Record, RecordError
+from losslandscape.lab.records import Record, RecordError, UnreadableRecordError
 
 
 def example(**changes):
@@ -108,10 +109,87 @@ def test_a_write_that_fails_leaves_the_old_record(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RecordError, match=r"cannot be written \(disk full\): make room"):
         records.save(example(results={"other": 1}), tmp_path)
     assert records.load(path) == example()
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_without_room_nothing_is_left(tmp_path, monkeypatch):
+    def full(_handle):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for attempt in (records.check_room, lambda folder: records.save(example(), folder)):
+        with pytest.raises(RecordError, match=r"\(No space left on device\): make room"):
+            attempt(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecordError, match="cannot be written"):
+        records.check_room(tmp_path / "file" / "demo")
+    with pytest.raises(RecordError, match="cannot be written"):
+        records.save(example(), tmp_path / "file" / "demo")
+
+
+def test_room_is_checked_without_a_trace(tmp_path):
+    records.check_room(tmp_path / "demo")
+    assert list((tmp_path / "demo").iterdir()) == []
+
+
+def newer(path):
+    """A record of a format to come, which may follow other rules for its checksum."""
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "schema": records.SCHEMA + 1, "sha256": "other"}))
+    return path.read_bytes()
+
+
+def test_a_newer_record_says_so_and_is_never_replaced(tmp_path):
+    path = records.save(example(), tmp_path)
+    content = newer(path)
+    with pytest.raises(
+        UnreadableRecordError, match=r"newer version .* \(format 2, this one reads 1"
+    ):
+        records.load(path)
+    with pytest.raises(UnreadableRecordError, match="update losslandscape"):
+        records.save(example(), tmp_path)
+    assert path.read_bytes() == content
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_record_without_permission_says_so_and_is_never_replaced(tmp_path, monkeypatch):
+    path = records.save(example(), tmp_path)
+
+    def refuse(self):  # root may read everything, so the mode of the file is no test
+        raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for attempt in (records.load, lambda _: records.save(example(), tmp_path)):
+        with pytest.raises(
+            UnreadableRecordError, match=r"cannot be read \(Permission denied\): check its perm"
+        ):
+            attempt(path)
+    monkeypatch.undo()
+    assert records.load(path) == example()
+
+
+@pytest.mark.parametrize("damage", ["{", "", "[]"])
+def test_a_damaged_record_is_replaced(tmp_path, damage):
+    path = records.save(example(), tmp_path)
+    path.write_text(damage)
+    records.save(example(), tmp_path)
+    assert records.load(path) == example()
+
+
+@settings(max_examples=60, deadline=None)
+@given(content=st.binary(max_size=300))
+def test_garbage_is_a_record_error(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("records") / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(RecordError, match=r"x\.json"):
+        records.load(path)
 
 
 def test_outside_a_clone_the_message_says_so(tmp_path, monkeypatch):

@@ -67,6 +67,16 @@ window.explore = (() => {
         angle: Math.atan2(2 * b, a - c) / 2,
       };
     },
+
+    /* Heights of a landscape, two letters of base 36 each. */
+    heights: (text) => text.match(/../g).map((pair) => parseInt(pair, 36)),
+
+    /* A point seen from the direction (turn, tilt), in degrees: right, up, away. */
+    seen([x, y, z], turn, tilt) {
+      const [a, b] = [turn, tilt].map((v) => v * Math.PI / 180);
+      const away = x * Math.sin(a) + y * Math.cos(a);
+      return [x * Math.cos(a) - y * Math.sin(a), away * Math.sin(b) + z * Math.cos(b), away];
+    },
   };
 
   // --- Words and elements ------------------------------------------------------------------------
@@ -355,6 +365,76 @@ window.explore = (() => {
     },
   };
 
+  /* The figure landscape is one surface, seen from the side or from above. */
+  figures.landscape = (canvas, width, {scale: [low, high], views}, {network, plane: kind, turn, tilt, view}) => {
+    const shown = views[network][kind] ? kind : Object.keys(views[network])[0];
+    const {first, second, side: n, heights, base, of, points} = views[network][shown];
+    const stored = formulas.heights(heights), at = (i, j) => stored[i * n + j];
+    const loss = (k) => 10 ** (low + k / 999 * (high - low));
+    const k = (value) => (Math.log10(value) - low) / (high - low) * 999;
+    const flat = view !== "surface", size = Math.min(width, 460);
+    let spot, height = 0;  // where a place of the grid is drawn: right, down, away
+    if (flat) {
+      const side = Math.min(width - 66, 400);
+      panel(canvas, {left: 56, top: 28, width: side, height: side},
+        {from: first[0], to: first[1], label: "first direction"},
+        {from: second[0], to: second[1], label: "second direction"});
+      height = side + 72;
+      spot = (i, j) => [56 + i / (n - 1) * side, 28 + side - j / (n - 1) * side, 0];
+    } else {
+      const s = size / 3;
+      height = 0.96 * size + 24;
+      spot = (i, j, z) => {
+        const p = formulas.seen([2 * i / (n - 1) - 1, 2 * j / (n - 1) - 1, 0.9 * z / 999], turn, tilt);
+        return [width / 2 + s * p[0], 24 + 1.65 * s - s * p[1], p[2]];
+      };
+      canvas.append(svg("text", {x: 2, y: 16, class: "strong"},
+        `height: loss, ${say(loss(0))} to ${say(loss(999))} nats, log scale`));
+    }
+    const go = ([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`;
+    const tiles = [];
+    for (let i = 0; i < n - 1; i++) for (let j = 0; j < n - 1; j++) {
+      const corners = [[i, j], [i + 1, j], [i + 1, j + 1], [i, j + 1]].map(([p, q]) => spot(p, q, at(p, q)));
+      const z = (at(i, j) + at(i + 1, j) + at(i + 1, j + 1) + at(i, j + 1)) / 4;
+      const light = Math.round(20 + 70 * z / 999);
+      tiles.push([corners[0][2] + corners[2][2], `<path d="M${corners.map(go).join("L")}z" `
+        + `fill="hsl(211 55% ${light}%)" stroke="hsl(211 55% ${light - (flat ? 0 : 10)}%)"/>`]);
+    }
+    const surface = svg("g", {class: "surface"});
+    surface.innerHTML = tiles.sort((a, b) => b[0] - a[0]).map(([, path]) => path).join("");
+    canvas.append(surface);
+    const grid = {from: 0, to: n - 1};
+    const rings = (level, kind) => {
+      const pieces = contours((i, j) => at(i, j) - level, grid, grid, [0], n - 1)[0];
+      canvas.append(svg("path", {class: kind, d: pieces.map(([p, q]) =>
+        `M${go(spot(...p, level))}L${go(spot(...q, level))}`).join("")}));
+    };
+    if (flat) for (let f = 2 ** -9; k(base * f) < 999; f *= 2) if (f !== 2) rings(k(base * f), "level");
+    rings(k(2 * base), "line b solid");
+    const share = (v, [from, to]) => (v - from) / (to - from) * (n - 1);
+    const kinds = ["full a circle", "a square", "a triangle"];
+    const keys = Object.entries(points).map(([name, [x, y]], number) => {
+      const [i, j] = [share(x, first), share(y, second)];
+      const [p, q] = spot(i, j, at(Math.round(i), Math.round(j)));
+      const shape = kinds[number].split(" ").pop();
+      canvas.append(svg("path", {d: SHAPES[shape], class: `mark ${kinds[number]}`, transform: `translate(${p} ${q})`}));
+      return [`mark ${kinds[number]}`, name];
+    });
+    const inside = stored.filter((v) => v < k(2 * base)).length / stored.length;
+    const [least, most] = [Math.min(...stored), Math.max(...stored)].map(loss);
+    return {
+      height,
+      keys: [["line b solid", `twice the loss of ${of}`], ...keys],
+      sentence: `${network}, ${shown}: the loss is below twice that of ${of} on ${percent(inside)} of the `
+        + `square, and reaches ${say(most)} nats.`,
+      rows: [[`Loss of ${of}, nats`, say(base)], ["Lowest loss of the square", say(least)],
+        ["Highest loss of the square", say(most)], ["Below twice the loss, part of the square", percent(inside)],
+        ["First direction", first.map(say).join(" to ")], ["Second direction", second.map(say).join(" to ")]],
+      drag: flat ? null : (across, down, start) => ({
+        turn: (start.turn + 0.6 * across % 360 + 360) % 360, tilt: start.tilt + 0.3 * down}),
+    };
+  };
+
   // --- The box: drawing, controls, sentence, table -----------------------------------------------
 
   function control(spec, id, changed) {
@@ -382,7 +462,11 @@ window.explore = (() => {
       show();
       changed();
     });
-    return {key: spec.key, read, reset, element: html("div", {class: "control"}, html("label", {for: id}, spec.label), field, ...output)};
+    const set = (value) => {
+      field.value = value;  // the field keeps it within its limits
+      show();
+    };
+    return {key: spec.key, read, set, reset, element: html("div", {class: "control"}, html("label", {for: id}, spec.label), field, ...output)};
   }
 
   function keyOf([kind, words]) {
@@ -398,7 +482,7 @@ window.explore = (() => {
     const figure = figures[spec.figure];
     if (!twin || !figure) throw Error(`explorable ${spec.figure}: no figure ${spec.twin} here`);
     const id = (name) => `${spec.twin}-${name}`;
-    let frame = 0, timer = 0, sentence = "";
+    let frame = 0, timer = 0, sentence = "", drag = null;
 
     const tellLater = () => {
       clearTimeout(timer);
@@ -426,13 +510,29 @@ window.explore = (() => {
       status,
       html("details", {}, html("summary", {}, "These values as a table"), html("table", {}, rows)));
 
+    const state = () => Object.fromEntries(controls.map((one) => [one.key, one.read()]));
+
+    /* What can be dragged has sliders too: drag(right, down, state at its start) gives their values. */
+    canvas.addEventListener("pointerdown", (down) => {
+      if (!drag || !down.isPrimary || down.button) return;
+      const start = state(), stop = new AbortController();
+      canvas.setPointerCapture(down.pointerId);
+      canvas.addEventListener("pointermove", (now) => {
+        const values = drag?.(now.clientX - down.clientX, now.clientY - down.clientY, start) ?? {};
+        for (const one of controls) if (one.key in values) one.set(values[one.key]);
+        changed();
+      }, stop);
+      for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => stop.abort(), stop);
+    });
+
     function draw() {
       frame = 0;
       const width = Math.min(box.clientWidth, 620);
       if (!width) return;  // on paper, or folded away
-      const state = Object.fromEntries(controls.map((one) => [one.key, one.read()]));
       canvas.replaceChildren();
-      const drawn = figure(canvas, width, spec.data, state);
+      const drawn = figure(canvas, width, spec.data, state());
+      drag = drawn.drag;
+      canvas.classList.toggle("drag", Boolean(drag));
       for (const [name, value] of Object.entries({width, height: drawn.height,
         viewBox: `0 0 ${width} ${drawn.height}`})) canvas.setAttribute(name, value);
       keys.replaceChildren(...drawn.keys.map(keyOf));

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
 import click
 
-from losslandscape.lab import records, studies
+from losslandscape.lab import diffs, records, studies
 from losslandscape.lab.data import DataError
 from losslandscape.lab.training import RecipeError
 
-_EXPECTED = (DataError, RecipeError, records.RecordError, studies.StudyError, FloatingPointError)
+_EXPECTED = (
+    *(DataError, RecipeError, records.RecordError, ArithmeticError),
+    *(studies.StudyError, studies.WorkerError),
+)
 
 
 class _Group(click.Group):
@@ -56,7 +61,7 @@ def list_studies() -> None:
 @_seeds
 @_records
 def show_status(name: str, seeds: int | None, root: Path | None) -> None:
-    """Say which runs of study NAME are done, stale, damaged or missing."""
+    """Say which runs of study NAME are done, stale, damaged, missing or unreadable."""
     found = studies.status(studies.find_study(name), root or records.records_root(), seeds)
     for state, runs in found.items():
         click.echo(f"{state}: {len(runs)}")
@@ -70,46 +75,97 @@ def show_status(name: str, seeds: int | None, root: Path | None) -> None:
 @_seeds
 @_records
 def run_study(name: str, jobs: int, seeds: int | None, root: Path | None) -> None:
-    """Compute the missing, stale or damaged runs of study NAME; stop and go on at any time."""
+    """Compute the missing, stale or damaged runs of study NAME; stop and go on at any time.
+
+    A run that fails does not stop the others; status 1 then tells of it at the end.
+    """
     item = studies.find_study(name)
-    paths = studies.run_study(item, root or records.records_root(), seeds=seeds, jobs=jobs)
-    click.echo(f"{name}: {len(paths)} runs computed")
+    outcome = studies.run_study(item, root or records.records_root(), seeds=seeds, jobs=jobs)
+    click.echo(f"{name}: {len(outcome.written)} runs computed")
+    if outcome.failures:
+        click.echo(f"{name}: {len(outcome.failures)} runs without a record", err=True)
+        for failure in outcome.failures:
+            click.echo(f"  {failure.configuration} seed {failure.seed}: {failure.reason}", err=True)
+        sys.exit(1)
 
 
 @study.command("diff")
 @click.argument("name")
 @click.option("--configuration", help="Only this configuration.")
-@click.option("--seed", type=int, help="Only this seed.")
-@click.option("--epochs", type=int, help="Repeat only the first epochs of each run.")
+@click.option("--seed", type=int, help="This seed [default: the first one recorded].")
+@click.option("--epochs", type=int, help="So many epochs of each run [default: 1].")
+@click.option("--steps", type=int, help="So many steps, where a run is counted in steps.")
+@click.option("--all", "everything", is_flag=True, help="All seeds recorded, each run to its end.")
+@click.option("--save", is_flag=True, help="Keep the result for the book, in diffs/NAME.json.")
+@click.option("--label", default="", help="Keep it as diffs/NAME-LABEL.json, beside the other.")
 @_records
 def diff_study(
-    name: str, configuration: str | None, seed: int | None, epochs: int | None, root: Path | None
+    name: str,
+    configuration: str | None,
+    seed: int | None,
+    epochs: int | None,
+    steps: int | None,
+    everything: bool,
+    save: bool,
+    label: str,
+    root: Path | None,
 ) -> None:
     """Repeat recorded runs of study NAME and compare number by number.
 
-    Ends with status 1 when a number lies outside the study's tolerances.
+    By default a cheap part: one seed of each configuration, its first epoch or 100 steps.
+    Tolerances come from the spread over the recorded seeds.
+    Ends with status 1 when a number lies outside.
     """
     item = studies.find_study(name)
     if configuration is not None:
         item.recipe(configuration)
-    chosen = [
-        record
-        for record in records.load_study(name, root)
-        if configuration in (None, record.configuration) and seed in (None, record.seed)
-    ]
+    root = root or records.records_root()
+    recorded = records.load_study(name, root)
+    chosen = diffs.choose(recorded, configuration=configuration, seed=seed, everything=everything)
     if not chosen:
         raise studies.StudyError(f"no record of {name} matches: see 'losslandscape study status'")
-    outside = 0
+    asked = {"epochs": epochs, "steps": steps}
+    given = {key: number for key, number in asked.items() if number is not None}
+    runs, began = [], time.process_time()
     for record in chosen:
+        recipe = item.recipe(record.configuration)
+        part = given if given or everything else diffs.cheap_part(recipe)
         click.echo(f"{record.configuration} seed {record.seed}")
-        for row in studies.diff(item, record, epochs=epochs):
-            outside += not row.agrees
-            mark = "ok " if row.agrees else "OUT"
-            numbers = f"recorded {row.recorded:<12.6g} fresh {row.fresh:<12.6g}"
-            click.echo(f"  {mark} {row.quantity:28s} {numbers} tolerance {row.tolerance:.0%}")
-    if outside:
-        click.echo(f"{outside} numbers lie outside their tolerance", err=True)
+        rows = diffs.repeat(item, record, recorded, **part)
+        for row in rows:
+            click.echo(f"  {_line(row)}")
+        runs.append(diffs.Run(record, part, record.fingerprint != item.fingerprint(recipe), rows))
+    counts = Counter(row.outcome for run in runs for row in run.differences)
+    click.echo(
+        f"{counts.total()} numbers: {counts['same']} the same to the last bit, "
+        f"{counts['within']} within their tolerance, {counts['outside']} outside"
+    )
+    if save or label:
+        chosen_by = {"configuration": configuration, "seed": seed, **given}
+        options = [w for key, v in chosen_by.items() if v is not None for w in (f"--{key}", str(v))]
+        path = diffs.save(
+            item,
+            runs,
+            root,
+            options=options + ["--all"] * everything,
+            seconds=time.process_time() - began,
+            label=label,
+        )
+        click.echo(f"saved: {path}")
+    if counts["outside"]:
         sys.exit(1)
+
+
+def _line(row: diffs.Difference) -> str:
+    """One compared number, for a terminal."""
+    mark = {"same": "same", "within": "ok  ", "outside": "OUT "}[row.outcome]
+    name = f"{row.quantity}, {row.place}" if row.place else row.quantity
+    fresh = "none" if row.fresh is None else f"{row.fresh:.6g}"
+    source = f"from {row.seeds} seeds" if row.seeds else "declared"
+    return (
+        f"{mark} {name:28s} recorded {row.recorded:<12.6g} fresh {fresh:<12s} "
+        f"may move {row.tolerance:.2g} ({source})"
+    )
 
 
 if __name__ == "__main__":

@@ -33,8 +33,16 @@ SCHEMA = 1
 _CONSTANTS = (bool, int, float, str, tuple, list, dict, frozenset)
 
 
+# More than any record needs, and small beside any disk.
+_ROOM = 1 << 22
+
+
 class RecordError(RuntimeError):
-    """A record is missing, damaged or not a record; the message names the file."""
+    """A record is missing, damaged or cannot be written; the message names the file."""
+
+
+class UnreadableRecordError(RecordError):
+    """A record may be whole but cannot be read here, so nothing may be written over it."""
 
 
 @dataclass(frozen=True)
@@ -72,27 +80,62 @@ def save(record: Record, folder: Path) -> Path:
     """Write ``record`` into ``folder`` so that a reader sees the whole file or none.
 
     Raises:
-        RecordError: A number in it is NaN or infinite.
+        RecordError: A number in it is NaN or infinite, or the file cannot be written.
+        UnreadableRecordError: What it would replace cannot be read here.
     """
-    body = {"schema": SCHEMA, **asdict(record)}
+    path = folder / record.filename
+    try:
+        load(path)
+    except UnreadableRecordError:
+        raise
+    except RecordError:
+        pass  # missing or damaged
+    return write(asdict(record), path)
+
+
+def write(content: dict[str, Any], path: Path) -> Path:
+    """Write a JSON object with its checksum in one step, so that no part of it is ever read.
+
+    Raises:
+        RecordError: A number in it is NaN or infinite, or the file cannot be written.
+    """
+    body = {"schema": SCHEMA, **content}
     try:
         text = json.dumps({**body, "sha256": _checksum(body)}, indent=1, allow_nan=False)
     except ValueError as error:
-        raise RecordError(f"{record.filename}: a result is not finite, nothing written") from error
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / record.filename
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=path.stem, suffix=".tmp")
+        raise RecordError(f"{path.name}: a result is not finite, nothing written") from error
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        raise RecordError(_not_written(path, error)) from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
     return path
+
+
+def check_room(folder: Path) -> None:
+    """Fail before a run of hours rather than after it: write and remove a file.
+
+    Raises:
+        RecordError: There is no room, or nothing may be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b" " * _ROOM)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise RecordError(_not_written(folder, error)) from error
 
 
 def load(path: str | os.PathLike[str]) -> Record:
@@ -100,27 +143,48 @@ def load(path: str | os.PathLike[str]) -> Record:
 
     Raises:
         RecordError: The file is missing, truncated, altered, or holds something else.
+        UnreadableRecordError: It is written in a newer format, or the system refuses to read it.
+    """
+    try:
+        return Record(**read(path))
+    except TypeError as error:
+        raise RecordError(f"{path}: fields are missing or unknown ({error})") from error
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read the JSON object that :func:`write` wrote.
+
+    Raises:
+        RecordError: As for :func:`load`.
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except FileNotFoundError as error:
+        content = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RecordError(f"{path}: no such record") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise UnreadableRecordError(
+            f"{path}: cannot be read ({error.strerror or error}): check its permissions; "
+            "it is left as it is"
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise RecordError(
             f"{path}: not a whole record, delete it and run the study again"
         ) from error
     if not isinstance(content, dict):
         raise RecordError(f"{path}: not a record (no JSON object)")
+    schema = content.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise UnreadableRecordError(
+            f"{path}: written by a newer version of losslandscape (format {schema}, this one "
+            f"reads {SCHEMA}): update losslandscape, or move the file away; it is left as it is"
+        )
     stored = content.pop("sha256", None)
     if stored != _checksum(content):
         raise RecordError(f"{path}: content and checksum disagree, run the study again")
     if content.pop("schema", None) != SCHEMA:
         raise RecordError(f"{path}: written in another format, run the study again")
-    try:
-        return Record(**content)
-    except TypeError as error:
-        raise RecordError(f"{path}: fields are missing or unknown ({error})") from error
+    return content
 
 
 def load_study(name: str, root: Path | None = None) -> list[Record]:
@@ -204,10 +268,28 @@ def environment() -> dict[str, Any]:
         "numpy": np.__version__,
         "machine": platform.machine(),
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "commit": _commit(),
     }
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process so far, in bytes.
+
+    On Linux the system call would also count the parent's memory at the time of the fork, so the
+    process's own mark is read.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        mark = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(mark.split()[1]) * 1024
+    except (OSError, StopIteration):
+        import resource  # not on Windows
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def now() -> str:
@@ -227,6 +309,13 @@ def _canonical(content: Any) -> bytes:
 
 def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(_canonical(content)).hexdigest()
+
+
+def _not_written(path: Path, error: OSError) -> str:
+    return (
+        f"{path}: cannot be written ({error.strerror or error}): make room or set its "
+        "permissions, then run the study again"
+    )
 
 
 def _refuse_constant(name: str) -> None:

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from losslandscape.lab import records
-from losslandscape.lab.data import Dataset, load_dataset
+from losslandscape.lab.data import DataError, Dataset, load_dataset
 from losslandscape.lab.experiments import (
     between_minima,
     edge_of_stability,
@@ -29,15 +32,24 @@ from losslandscape.lab.experiments import (
 )
 from losslandscape.lab.experiments.edge_of_stability import EdgeRecipe
 from losslandscape.lab.experiments.three_configurations import Settings
-from losslandscape.lab.records import Record
+from losslandscape.lab.records import Record, RecordError, UnreadableRecordError
 from losslandscape.lab.training import RECIPES, Recipe
 
 # (recipe, dataset, seed, settings) -> JSON-ready results
 Experiment = Callable[[Any, Dataset, int, Any], dict[str, Any]]
 
 
+# What can go wrong in one run without a fault in the code: divergence, a result that is not
+# finite, a disk that is full, data that are gone.
+_EXPECTED = (ArithmeticError, RecordError, DataError)
+
+
 class StudyError(ValueError):
     """A study, configuration or seed is unknown; the message names the choices."""
+
+
+class WorkerError(RuntimeError):
+    """A process that computed a run has died."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,8 @@ class Study:
         seeds: Run seeds, in the order in which they are run.
         settings: How each run is measured.
         experiment: ``experiment(recipe, dataset, seed, settings)``: JSON-ready results of a run.
-        tolerances: Largest relative difference per quantity in ``study diff``.
+        tolerances: What ``study diff`` compares, and the largest relative difference where too few
+            seeds are recorded to tell (see ``lab.diffs``).
         repeat: What ``study diff`` repeats, a cheaper part of ``experiment``; by default all of it.
     """
 
@@ -237,51 +250,129 @@ def find_study(name: str) -> Study:
     return STUDIES[name]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A run without a record, and why, in one line."""
+
+    configuration: str
+    seed: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What :func:`run_study` did: the records it wrote, and the runs that gave none."""
+
+    written: list[Path] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
 def status(study: Study, root: Path, seeds: int | None = None) -> dict[str, list[tuple[Any, int]]]:
-    """Sort the runs of a study into ``done``, ``stale``, ``damaged`` and ``missing``."""
+    """Sort the runs of a study: ``done``, ``stale``, ``damaged``, ``missing``, ``unreadable``.
+
+    Unreadable are records of a newer version, or without permission to read: they may be whole.
+    """
     sorted_runs: dict[str, list[tuple[Any, int]]] = {
-        state: [] for state in ("done", "stale", "damaged", "missing")
+        state: [] for state in ("done", "stale", "damaged", "missing", "unreadable")
     }
     current = {recipe.name: study.fingerprint(recipe) for recipe in study.recipes}
     for recipe, seed in study.runs(seeds):
-        path = root / study.name / f"{recipe.name}-seed{seed}.json"
+        path = _path(study, recipe, seed, root)
         if not path.exists():
             state = "missing"
         else:
             try:
                 fresh = records.load(path).fingerprint == current[recipe.name]
                 state = "done" if fresh else "stale"
-            except records.RecordError:
+            except UnreadableRecordError:
+                state = "unreadable"
+            except RecordError:
                 state = "damaged"
         sorted_runs[state].append((recipe, seed))
     return sorted_runs
 
 
-def run_study(study: Study, root: Path, *, seeds: int | None = None, jobs: int = 1) -> list[Path]:
+def _path(study: Study, recipe: Any, seed: int, root: Path) -> Path:
+    return root / study.name / f"{recipe.name}-seed{seed}.json"
+
+
+def run_study(study: Study, root: Path, *, seeds: int | None = None, jobs: int = 1) -> Outcome:
     """Compute the missing, stale or damaged runs, ``jobs`` at a time, one thread each.
 
     Each record is written when its run ends, so the study can be stopped at any moment and goes
-    on where it was.
+    on where it was. A run that fails does not stop the others; a record that cannot be read here
+    is left as it is and counts as a failure.
+
+    Raises:
+        WorkerError: A process died; what was finished is kept.
     """
     states = status(study, root, seeds)
-    todo = [run for run in study.runs(seeds) if run not in states["done"]]
+    todo = states["stale"] + states["damaged"] + states["missing"]
+    # Seed by seed, so that a study stopped early has some of everything; the longest first, so
+    # that no process idles for long at the end.
+    todo.sort(key=lambda run: (study.seeds.index(run[1]), -_length(run[0])))
+    left = [_left_alone(study, recipe, seed, root) for recipe, seed in states["unreadable"]]
     # Left behind by a run that was killed while it wrote.
     for leftover in (root / study.name).glob("*.tmp"):
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)
     if not todo:
-        return []
+        return Outcome(failures=left)
     load_dataset(study.dataset)  # fail here, in one line, rather than in every worker
     # Taken now, while the files are those that were imported: they may be edited during the run.
     fingerprints = {recipe.name: study.fingerprint(recipe) for recipe in study.recipes}
     environment = {**records.environment(), "threads": 1}
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
+    # One run at a time: joblib would hand short ones over in batches, and a process would idle.
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
     tasks = (
-        joblib.delayed(_run_and_save)(
-            study, recipe, seed, root, fingerprints[recipe.name], environment
-        )
+        joblib.delayed(_attempt)(study, recipe, seed, root, fingerprints[recipe.name], environment)
         for recipe, seed in todo
     )
-    return list(tqdm(parallel(tasks), total=len(todo), desc=study.name, unit="run"))
+    try:
+        results = list(tqdm(parallel(tasks), total=len(todo), desc=study.name, unit="run"))
+    except BrokenExecutor as error:
+        raise WorkerError(
+            f"{study.name}: a worker process was killed (out of memory?); finished runs are kept, "
+            "run the study again for the rest"
+        ) from error
+    return Outcome(
+        written=[result for result in results if isinstance(result, Path)],
+        failures=left + [result for result in results if isinstance(result, Failure)],
+    )
+
+
+def _length(recipe: Any) -> int:
+    """How long a run takes beside other runs of its study: by its epochs or steps."""
+    return int(getattr(recipe, "epochs", 0) or getattr(recipe, "steps", 0))
+
+
+def _left_alone(study: Study, recipe: Any, seed: int, root: Path) -> Failure:
+    try:
+        records.load(_path(study, recipe, seed, root))
+        reason = "its record could not be read a moment ago"
+    except RecordError as error:
+        reason = str(error)
+    return Failure(recipe.name, seed, reason)
+
+
+def _attempt(
+    study: Study,
+    recipe: Any,
+    seed: int,
+    root: Path,
+    fingerprint: str,
+    environment: dict[str, Any],
+) -> Path | Failure:
+    """One run, and its failure as a value: the other runs go on."""
+    print(f"{recipe.name} seed {seed}: started", file=sys.stderr)
+    try:
+        return _run_and_save(study, recipe, seed, root, fingerprint, environment)
+    except _EXPECTED as error:
+        reason = str(error)
+    except Exception as error:  # a fault in the code, which has to be found
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+    print(f"{recipe.name} seed {seed}: failed: {reason}", file=sys.stderr)
+    return Failure(recipe.name, seed, reason)
 
 
 def _run_and_save(
@@ -292,15 +383,11 @@ def _run_and_save(
     fingerprint: str,
     environment: dict[str, Any],
 ) -> Path:
-    print(f"{recipe.name} seed {seed}: started", file=sys.stderr)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    records.check_room(root / study.name)
     wall, cpu = time.perf_counter(), time.process_time()
-    try:
-        dataset = load_dataset(study.dataset)
+    dataset = load_dataset(study.dataset)
+    with threads(1):
         results = study.experiment(recipe, dataset, seed, study.settings)
-    finally:
-        torch.set_num_threads(threads)
     record = Record(
         study=study.name,
         configuration=recipe.name,
@@ -314,74 +401,19 @@ def _run_and_save(
             "finished": records.now(),
             "wall_seconds": round(time.perf_counter() - wall, 1),
             "cpu_seconds": round(time.process_time() - cpu, 1),
+            "peak_memory": records.peak_memory(),
         },
         results=results,
     )
     return records.save(record, root / study.name)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One number of a fresh run beside the recorded one.
-
-    Attributes:
-        quantity: What, and at which epoch.
-        recorded, fresh: The two numbers.
-        tolerance: Largest relative difference allowed.
-    """
-
-    quantity: str
-    recorded: float
-    fresh: float
-    tolerance: float
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the numbers lie within the tolerance."""
-        return abs(self.fresh - self.recorded) <= self.tolerance * abs(self.recorded)
-
-
-def diff(study: Study, record: Record, *, epochs: int | None = None) -> list[Difference]:
-    """Repeat a run, or the first ``epochs`` of its training, and compare what both measured.
-
-    Compared are the quantities for which the study declares a tolerance, at the same epochs or
-    steps.
-
-    Raises:
-        StudyError: ``epochs`` is not between 1 and the number recorded.
-    """
-    recipe = study.recipe(record.configuration)
-    if epochs is not None:
-        most = getattr(recipe, "epochs", 0)
-        if not 1 <= epochs <= most:
-            raise StudyError(f"epochs must lie between 1 and {most}, got {epochs}")
-        recipe = replace(recipe, epochs=epochs)
-    dataset = load_dataset(study.dataset)
-    repeat = study.repeat or study.experiment
-    fresh = dict(_numbers(repeat(recipe, dataset, record.seed, study.settings)))
-    stored = dict(_numbers(record.results))
-    return [
-        Difference(f"{quantity}{place}", stored[quantity, place], value, study.tolerances[quantity])
-        for (quantity, place), value in fresh.items()
-        if quantity in study.tolerances and (quantity, place) in stored
-    ]
-
-
-def _numbers(
-    results: Mapping[str, Any], place: str = "", parent: str = ""
-) -> Iterator[tuple[tuple[str, str], float]]:
-    """Every number of a run as ((quantity, place), value); a place is an epoch or a step.
-
-    The ``value`` of an eigenvalue's summary goes by the name of the eigenvalue.
-    """
-    for name, value in results.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, place, name)
-        elif isinstance(value, list):
-            for row in value:
-                if isinstance(row, Mapping):
-                    axis = next((a for a in ("step", "epoch") if a in row), None)
-                    where = f", {axis} {row[axis]:g}" if axis else place
-                    yield from _numbers(row, where, name.replace("_path", "_max"))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield (parent if name == "value" else name, place), value
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """So many threads inside, as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

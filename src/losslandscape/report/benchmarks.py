@@ -18,6 +18,7 @@ import pandas as pd
 
 from losslandscape.lab import records
 from losslandscape.lab.records import Record
+from losslandscape.report import running
 from losslandscape.report.provenance import SHORT, UNKNOWN, Table
 
 Row = Mapping[str, Any]  # one call of one tool, with its rounds
@@ -51,30 +52,34 @@ def load(root: Path | None = None) -> Record | None:
         RecordError: A record is damaged.
     """
     folder = root / "book" / "records" if root is not None else records.records_root()
-    found = {record.configuration: record for record in records.load_study(STUDY, folder)}
-    found.pop(PROFILE, None)
+    others = (PROFILE, running.TRAINING, running.SCHEDULER)
+    found = {
+        record.configuration: record
+        for record in records.load_study(STUDY, folder)
+        if record.configuration not in others
+    }
     return found.get("mnist") or next(iter(found.values()), None)
 
 
 def profile_table(root: Path) -> Table:
     """Where the time of a product and of a gradient goes, in milliseconds by kind of operation."""
-    for record in records.load_study(STUDY, root / "book" / "records"):
-        if record.configuration == PROFILE:
-            product, slope = record.results["product"], record.results["gradient"]
-            lines = [
-                [
-                    kind,
-                    f"{product[kind]:.0f}",
-                    f"{slope[kind]:.0f}",
-                    f"{product[kind] / slope[kind]:.1f}",
-                ]
-                for kind in product
-                if slope[kind] > 0
-            ]
-            total, base = sum(product.values()), sum(slope.values())
-            lines.append(["together", f"{total:.0f}", f"{base:.0f}", f"{total / base:.1f}"])
-            return ["operation", "product, ms", "gradient, ms", "ratio"], lines
-    return [], []
+    record = running.recorded(root, PROFILE)
+    if record is None:
+        return [], []
+    product, slope = record.results["product"], record.results["gradient"]
+    lines = [
+        [
+            kind,
+            f"{product[kind]:.0f}",
+            f"{slope[kind]:.0f}",
+            f"{product[kind] / slope[kind]:.1f}",
+        ]
+        for kind in product
+        if slope[kind] > 0
+    ]
+    total, base = sum(product.values()), sum(slope.values())
+    lines.append(["together", f"{total:.0f}", f"{base:.0f}", f"{total / base:.1f}"])
+    return ["operation", "product, ms", "gradient, ms", "ratio"], lines
 
 
 def rows(record: Record, task: str) -> list[Row]:
@@ -472,4 +477,5 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "benchmark-scaling": _table(scaling_table),
     "benchmark-about": _about,
     "benchmark-profile": profile_table,
+    **running.TABLES,
 }
