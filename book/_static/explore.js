@@ -389,7 +389,7 @@ window.explore = (() => {
         return [width / 2 + s * p[0], 24 + 1.65 * s - s * p[1], p[2]];
       };
       canvas.append(svg("text", {x: 2, y: 16, class: "strong"},
-        `height: loss, ${say(loss(0))} to ${say(loss(999))} nats, log scale`));
+        `loss ${say(loss(0))} to ${say(loss(999))} nats (log)`));
     }
     const go = ([x, y]) => `${x.toFixed(1)} ${y.toFixed(1)}`;
     const tiles = [];

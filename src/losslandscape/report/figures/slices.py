@@ -62,8 +62,7 @@ def planes(views: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
             if network == list(views)[-1]:
                 axis.set_xlabel(kind, fontsize=8)
         row[0].set_ylabel(network, fontsize=7)
-    bar = figure.colorbar(filled, ax=axes, shrink=0.6, aspect=30)
-    bar.set_label("$L$, nats")
+    _scale(figure, filled, axes, shrink=0.6, aspect=30)
     return figure
 
 
@@ -93,7 +92,7 @@ def plane_of_points(view: Mapping[str, Any], points: Mapping[str, Sequence[float
             color="black",
         )
     axis.set(aspect="equal", xlabel="distance in weight space", ylabel="distance")
-    figure.colorbar(filled, ax=axis, shrink=0.8).set_label("$L$, nats")
+    _scale(figure, filled, axis, shrink=0.8)
     return figure
 
 
@@ -146,6 +145,15 @@ def trajectory(view: Mapping[str, Any]) -> Figure:
     right.axvline(len(pairs) - 1, **REFERENCE)
     legend_above(figure, right)
     return figure
+
+
+def _scale(figure: Figure, filled: Any, axes: Any, **look: Any) -> None:
+    """A colour bar with four plain numbers; its own logarithmic ticks may leave a single one."""
+    bar = figure.colorbar(filled, ax=axes, **look)
+    ticks = np.geomspace(filled.norm.vmin, filled.norm.vmax, 4)
+    bar.set_ticks(list(ticks), labels=[f"{tick:.2g}" for tick in ticks])
+    bar.minorticks_off()
+    bar.set_label("$L$, nats")
 
 
 def _filled(axis: Any, view: Mapping[str, Any], norm: LogNorm) -> Any:
