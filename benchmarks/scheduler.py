@@ -92,7 +92,7 @@ def memory() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         (path,) = studies.run_study(study, Path(folder), jobs=JOBS).written
         record = records.load(path)
-    return {"peak": record.timing["peak_memory"], "products": record.results["lambda_max"]}
+    return {"peak": record.timing["peak_memory"], "lambda_max": record.results["lambda_max"]}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

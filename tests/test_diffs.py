@@ -338,7 +338,7 @@ class TestPage:
         page = (root / "_out" / "diff.html").read_text("utf-8")
         assert page.count("Of 4 numbers, ") == 2
         text = re.sub("<[^>]*>", "", page)
-        assert "losslandscape study diff tiny --epochs 1" in text
+        assert "losslandscape study diff tiny \\\n    --epochs 1" in text
         assert page.count("<table") == 4
         assert "tiny (other)" in page
         assert warnings.getvalue() == ""
@@ -352,6 +352,22 @@ class TestPage:
         (folder / "tiny.json").write_text("{")
         with pytest.raises(ValueError, match=r"tiny\.json"):
             report.load(root)
+
+    def test_a_comparison_comes_before_its_variants(self, root):
+        for label in ("other", ""):
+            save_example(root / "book" / "records", label=label)
+        assert [saved.title for saved in report.load(root)] == ["tiny", "tiny (other)"]
+
+    def test_what_the_page_says_of_adam_is_in_the_file(self):
+        path = ROOT / "book" / "records" / diffs.FOLDER / "three_configurations-avx2.json"
+        moved = [
+            abs(row["fresh"] - row["recorded"]) / row["deviation"]
+            for run in records.read(path)["runs"]
+            for row in run["differences"]
+            if run["configuration"] == "Adam_Default" and row["place"] == "epoch 1"
+        ]
+        assert statistics.median(moved) > 0.5
+        assert max(moved) > 2
 
     def test_the_page_states_the_rule_of_the_code(self):
         page = (ROOT / "book" / "diff.md").read_text("utf-8")

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ def load(root: Path) -> list[Comparison]:
     Raises:
         ValueError: A file is damaged; the message names it.
     """
-    return [_comparison(path) for path in sorted((root / FOLDER).glob("*.json"))]
+    paths = sorted((root / FOLDER).glob("*.json"), key=lambda path: path.stem)
+    return [_comparison(path) for path in paths]
 
 
 def _comparison(path: Path) -> Comparison:
@@ -65,7 +67,7 @@ def _comparison(path: Path) -> Comparison:
             sentences=list(_sentences(content)),
             machines=_machines(content),
             movers=_movers(content),
-            command=content["command"],
+            command=_broken(content["command"]),
         )
     except (ValueError, KeyError, TypeError) as error:
         name = FOLDER / path.name
@@ -115,6 +117,12 @@ def _sentences(content: Mapping[str, Any]) -> Iterable[str]:
             f"{stale} of the records {_are(stale)} stale: the code that shapes the numbers has "
             "changed since."
         )
+
+
+def _broken(command: str) -> str:
+    """A command over several lines, so that none is cut off on the page."""
+    lines = re.split(r" (?=losslandscape study|--)", command)
+    return " \\\n    ".join(lines)
 
 
 def _part(runs: Iterable[Mapping[str, Any]]) -> str:

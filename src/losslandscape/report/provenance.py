@@ -19,6 +19,7 @@ import nbformat
 Table = tuple[list[str], list[list[str]]]
 
 UNKNOWN = "-"
+DIFFS = "diffs"  # comparisons of records, no study
 SHORT = 12  # characters of a hash that a page shows
 PACKAGES = (
     *("losslandscape", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "matplotlib"),
@@ -106,7 +107,7 @@ def studies(root: Path) -> Table:
     rows = []
     for folder in sorted(root.glob("book/records/*/")):
         runs = list(_records(folder))
-        if not runs:
+        if not runs or folder.name == DIFFS:
             continue
         dates = _values(runs, "date", "created", "finished", "started", "time")
         rows.append(

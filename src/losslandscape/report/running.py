@@ -109,7 +109,12 @@ def goals_table(root: Path) -> Table:
     if scheduled is not None:
         share = busy_share(scheduled)
         lines.append(
-            ["two processes, ready", f"at least {BUSY:.0%}", f"{share:.1%}", _met(share >= BUSY)]
+            [
+                "two processes, ready or running",
+                f"at least {BUSY:.0%}",
+                f"{share:.1%}",
+                _met(share >= BUSY),
+            ]
         )
         peak = scheduled.results["memory"]["peak"]
         lines.append(
