@@ -1,4 +1,4 @@
-"""Recorded runs repeated: which numbers moved, and whether further than they may.
+r"""Recorded runs repeated: which numbers moved, and whether further than they may.
 
 On the machine and with the versions of the record, a repeated training gives the same bits. On
 another processor sums are rounded in another order, and training amplifies that. Nothing comes of
@@ -6,7 +6,7 @@ it at a small learning rate; where training is chaotic, a repeated run ends up a
 what training can give, as if the seed had been another one. So a number may move as far as two
 seeds lie apart in 99 of 100 cases:
 
-    tolerance = t sqrt(2) s  +  sqrt(eps) |x|  +  2 r
+.. math:: t \sqrt 2\, s + \sqrt \varepsilon\, |x| + 2 r
 
 ``s`` is the standard deviation (with ``n - 1``) of the same quantity at the same epoch or step,
 over the recorded seeds of the same configuration made by the same code; ``t`` is the 99.5 %
