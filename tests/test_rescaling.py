@@ -23,6 +23,7 @@ from losslandscape.operators import (
 )
 from losslandscape.rescaling import (
     along_orbit,
+    balanced,
     hidden_layers,
     orbit_minimum,
     rescale_relu,
@@ -321,6 +322,41 @@ def test_an_indefinite_matrix_need_not_be_convex():
         return math.log(torch.linalg.eigvalsh(matrix / d / d[:, None])[-1])
 
     assert log_height(0.0) > (log_height(0.7) + log_height(-0.7)) / 2 + 0.1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_way_to_write_a_function_leads_to_the_same_balanced_network(name):
+    build, shape = CASES[name]
+    model, x = seeded(build), normal(*shape)
+    best = parameters_to_vector(balanced(model).parameters()).detach()
+    torch.testing.assert_close(balanced(model)(x), model(x), rtol=1e-10, atol=1e-12)
+    for seed in range(3):
+        other = rescale_relu(model, random_alphas(model, seed=seed))
+        found = parameters_to_vector(balanced(other).parameters()).detach()
+        torch.testing.assert_close(found, best, rtol=1e-6, atol=1e-8)
+        assert best.norm() <= parameters_to_vector(other.parameters()).detach().norm()
+
+
+def test_a_balanced_network_is_where_the_norm_is_stationary():
+    """Each unit has as much norm coming in as going out, biases with what comes in."""
+    model = balanced(mlp((4, 5, 6, CLASSES), activation=nn.ReLU, seed=2))
+    first, second, last = (m for m in model if isinstance(m, nn.Linear))
+    for here, after in ((first, second), (second, last)):
+        incoming = here.weight.square().sum(dim=1) + here.bias.square()
+        torch.testing.assert_close(incoming, after.weight.square().sum(dim=0), rtol=1e-6, atol=0)
+
+
+def test_balancing_by_layer_where_units_cannot_be_told_apart_and_dead_units():
+    pooled = nn.Sequential(nn.Linear(3, 4), nn.MaxPool1d(2), nn.Linear(2, 3)).double()
+    x = normal(5, 2, 3)
+    best = balanced(pooled)
+    torch.testing.assert_close(best(x), pooled(x))
+    sides = [sum(p.square().sum() for p in best[0].parameters()), best[2].weight.square().sum()]
+    torch.testing.assert_close(*sides)
+    dead = mlp((4, 3, CLASSES), activation=nn.ReLU, seed=0)
+    dead[-1].weight.data[:, 1] = 0.0
+    before = dead[1].weight[1].detach().clone()
+    assert torch.equal(balanced(dead)[1].weight[1], before)
 
 
 def brute_force(model, matrix, points=201, reach=3.0):

@@ -168,6 +168,93 @@ def rescaling_diagonal(
     )
 
 
+def balanced(model: nn.Module, *, tol: float = 1e-9, max_sweeps: int = 2000) -> nn.Module:
+    r"""The network with the same function whose weights have the least norm.
+
+    Every way to write one function by rescaling leads to the same balanced network, so what is
+    measured on it depends on the function alone.
+    A hidden unit ``u`` is balanced when weights and bias into it have the norm of the weights out
+    of it:
+
+    .. math:: a_u^2 \, \lVert \mathrm{in}_u \rVert^2 + \lVert \mathrm{out}_u \rVert^2 / a_u^2
+        \quad \text{is least at} \quad
+        a_u^2 = \lVert \mathrm{out}_u \rVert / \lVert \mathrm{in}_u \rVert ,
+
+    which is repeated over all layers until nothing moves. The sum of squares is convex in the
+    logarithms of all factors, so this descent finds its only minimum.
+    Where units cannot be told apart in the next layer, the layer gets one factor. A unit with no
+    weights on one side keeps its scale.
+
+    Source: Stock, Graham, Gribonval, Jégou, *Equi-normalization of Neural Networks*, ICLR 2019.
+
+    Args:
+        model: As for :func:`rescale_relu`.
+        tol: Largest ``|ln a_u|`` of the last sweep.
+        max_sweeps: Most sweeps over the layers.
+
+    Returns:
+        A deep copy; ``model`` is left as it is.
+
+    Raises:
+        ValueError: As for :func:`rescale_relu`.
+
+    Example:
+        >>> layers = nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False)
+        >>> _ = nn.init.constant_(layers[0].weight, 8.0), nn.init.constant_(layers[2].weight, 2.0)
+        >>> [round(p.item(), 4) for p in balanced(nn.Sequential(*layers)).parameters()]
+        [4.0, 4.0]
+    """
+    chain = _chain(copy.deepcopy(model).double())
+    logs = [torch.zeros(layer.units, dtype=torch.float64) for layer in chain[:-1]]
+    for _ in range(max_sweeps):
+        largest = 0.0
+        for total, before, after in zip(logs, chain, chain[1:], strict=False):
+            incoming, outgoing = _norms_around(before, after)
+            alive = (incoming > 0) & (outgoing > 0)
+            step = torch.where(alive, (outgoing / incoming).log() / 4, 0.0)
+            _scale_in_place(before, after, step.exp())
+            total += step
+            largest = max(largest, float(step.abs().max()))
+        if largest <= tol:
+            break
+    return rescale_relu(model, [total.exp() for total in logs])
+
+
+def _norms_around(before: _Layer, after: _Layer) -> tuple[Tensor, Tensor]:
+    """Squared norms of what leads into each unit and of what leads out of it, ``(units,)``."""
+    incoming = _weight(before).square().flatten(1).sum(dim=1)
+    if isinstance(before.module.bias, Tensor):
+        incoming = incoming + before.module.bias.data.square()
+    per_input = _by_input(after).square().sum(dim=(1, 3)).reshape(-1)
+    if after.source is None:
+        return incoming.sum().expand(before.units), per_input.sum().expand(before.units)
+    return incoming, torch.zeros_like(incoming).index_add_(0, after.source, per_input)
+
+
+def _scale_in_place(before: _Layer, after: _Layer, alpha: Tensor) -> None:
+    """Multiply each unit's way in by its factor and divide its way out by it."""
+    weight = _weight(before)
+    weight.mul_(alpha.reshape(-1, *[1] * (weight.ndim - 1)))
+    if isinstance(before.module.bias, Tensor):
+        before.module.bias.data.mul_(alpha)
+    grouped = _by_input(after)
+    per_input = alpha[0] if after.source is None else alpha[after.source]
+    grouped.div_(per_input.reshape(-1, 1, grouped.shape[2], 1) if per_input.ndim else per_input)
+
+
+def _weight(layer: _Layer) -> Tensor:
+    weight = layer.module.weight
+    assert isinstance(weight, Tensor)
+    return weight.data
+
+
+def _by_input(layer: _Layer) -> Tensor:
+    """The weight of a layer as ``(groups, outputs, inputs, places)``, sharing its memory."""
+    groups = int(getattr(layer.module, "groups", 1))
+    weight = _weight(layer)
+    return weight.view(groups, len(weight) // groups, weight.shape[1], -1)
+
+
 @dataclass(frozen=True)
 class OrbitMinimum:
     r"""The smallest :math:`\lambda_{\max}` that layer-wise rescaling can reach.
