@@ -14,6 +14,8 @@ from losslandscape.eigen import (
     top_eigenpairs,
 )
 from losslandscape.estimates import Estimate, Estimates
+from losslandscape.flatness import fisher_rao, input_jacobian, relative_flatness, row_scale
+from losslandscape.framework import Assessment, Comparison, Thresholds, assess, compare
 from losslandscape.lab.data import DataError, Dataset, load_dataset
 from losslandscape.lab.training import RECIPES, Recipe, RecipeError, Run, train
 from losslandscape.operators import (
@@ -27,6 +29,7 @@ from losslandscape.rescaling import (
     Orbit,
     OrbitMinimum,
     along_orbit,
+    balanced,
     hidden_layers,
     orbit_minimum,
     rescale_relu,
@@ -76,8 +79,10 @@ __version__ = version("losslandscape")
 
 __all__ = [
     "RECIPES",
+    "Assessment",
     "Bezier",
     "Bound",
+    "Comparison",
     "DataError",
     "Dataset",
     "EigenResult",
@@ -97,10 +102,14 @@ __all__ = [
     "ScaledOperator",
     "Slice",
     "SpectralDensity",
+    "Thresholds",
     "along_orbit",
+    "assess",
+    "balanced",
     "barrier",
     "bent_path",
     "best_bound",
+    "compare",
     "eigen_slice",
     "estimate_moments",
     "estimate_trace",
@@ -108,8 +117,10 @@ __all__ = [
     "evaluate_on",
     "expected_increase",
     "filter_normalised",
+    "fisher_rao",
     "gradient_noise",
     "hidden_layers",
+    "input_jacobian",
     "lambda_max",
     "lanczos",
     "langevin_covariance",
@@ -125,8 +136,10 @@ __all__ = [
     "quadratic_sharpness",
     "random_slice",
     "refine",
+    "relative_flatness",
     "rescale_relu",
     "rescaling_diagonal",
+    "row_scale",
     "sam_sharpness",
     "simulate_quadratic",
     "spectral_density",

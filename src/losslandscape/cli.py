@@ -1,14 +1,21 @@
-"""The one door for the shell: ``losslandscape study ...``."""
+"""The one door for the shell: ``losslandscape assess``, ``compare`` and ``study ...``."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
+import rich
 
+from losslandscape.framework import Assessment
+from losslandscape.framework import assess as assess_model
+from losslandscape.framework import compare as compare_assessments
 from losslandscape.lab import diffs, records, studies
 from losslandscape.lab.data import DataError
 from losslandscape.lab.training import RecipeError
@@ -41,7 +48,97 @@ _seeds = click.option("--seeds", type=click.IntRange(min=1), help="Only the firs
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="losslandscape")
 def main() -> None:
-    """Loss landscapes: run and check the recorded studies of the report."""
+    """Loss landscapes: assess your own network; run and check the studies of the report."""
+
+
+_hessian_examples = click.option(
+    "--hessian-examples", type=click.IntRange(min=1), help="Examples that curvature is measured on."
+)
+_time_budget = click.option(
+    "--time-budget", type=click.FloatRange(min=0, min_open=True), help="Seconds for each network."
+)
+_seed = click.option("--seed", type=int, default=0, show_default=True)
+_json = click.option(
+    "--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Write it here as JSON."
+)
+
+
+@main.command("assess")
+@click.argument("source")
+@_json
+@_hessian_examples
+@_time_budget
+@_seed
+def assess(source: str, out: Path | None, **options: Any) -> None:
+    """Judge a trained network: is it a minimum, how sharp, how flat for its function?
+
+    SOURCE is path/to/file.py:function. The function takes no arguments and returns what
+    losslandscape.assess takes: a dict with model, loss_fn, train_data and, where there are any,
+    val_data and optimizer; or a tuple in that order. The file is executed.
+    """
+    _write(_assessment(source, options), out)
+
+
+@main.command("compare")
+@click.argument("a")
+@click.argument("b")
+@_json
+@_hessian_examples
+@_time_budget
+@_seed
+def compare(a: str, b: str, out: Path | None, **options: Any) -> None:
+    """Say which of two networks is flatter for its function, or that this is undecided.
+
+    A and B are path/to/file.py:function as for assess, or files that assess --json wrote.
+    """
+    _write(compare_assessments(_assessment(a, options), _assessment(b, options)), out)
+
+
+def _write(found: Any, out: Path | None) -> None:
+    rich.print(found)
+    if out is not None:
+        out.write_text(json.dumps(found.to_dict(), allow_nan=False, indent=1) + "\n")
+        click.echo(f"written: {out}")
+
+
+def _assessment(source: str, options: dict[str, Any]) -> Assessment:
+    """The assessment that a file holds, or of what a function returns."""
+    if source.endswith(".json"):
+        try:
+            return Assessment.from_dict(json.loads(Path(source).read_text()))
+        except (OSError, ValueError) as error:
+            raise click.ClickException(f"{source}: {error}") from error
+    given = _call(source)
+    names = ("model", "loss_fn", "train_data", "val_data", "optimizer")
+    if isinstance(given, tuple):
+        given = dict(zip(names, given, strict=False))
+    if not isinstance(given, dict) or not {"model", "loss_fn", "train_data"} <= set(given):
+        raise click.ClickException(
+            f"{source} must return a dict with model, loss_fn and train_data, "
+            f"got {type(given).__name__}"
+        )
+    try:
+        return assess_model(**given, **options)
+    except (ValueError, TypeError) as error:
+        raise click.ClickException(f"{source}: {error}") from error
+
+
+def _call(source: str) -> Any:
+    """Execute a file and call one of its functions."""
+    file, _, name = source.rpartition(":")
+    path = Path(file)
+    if not file or not path.is_file():
+        raise click.ClickException(f"{source!r} does not name path/to/file.py:function")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise click.ClickException(f"{file} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent.resolve()))  # as if the file were run
+    spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise click.ClickException(f"{file} has no function {name!r}")
+    return function()
 
 
 @main.group(cls=_Group)

@@ -80,6 +80,18 @@ def fisher_rao(
         >>> fisher_rao(model, nn.functional.mse_loss, (X, 0 * X)).value
         45.0
     """
+    return summary(fisher_rao_terms(model, loss_fn, data, params=params, chunk_size=chunk_size))
+
+
+def fisher_rao_terms(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Batch | Iterable[Batch],
+    *,
+    params: Iterable[nn.Parameter] | None = None,
+    chunk_size: int = 128,
+) -> Tensor:
+    """The terms of the mean :func:`fisher_rao`, one per example, ``(n,)``."""
     objective = MeanLoss(model, loss_fn, data, params=params, chunk_size=chunk_size)
     weights = [p.detach() for p in objective.params]
     terms = []
@@ -91,7 +103,7 @@ def fisher_rao(
             pulled = derivatives(outputs, objective.params, dummy)
             pushed = pull_back(pulled, [dummy], weights)[0]
             terms.append(_bends(loss_fn, outputs, targets.to(objective.device), pushed))
-    return summary(torch.cat(terms).double().cpu())
+    return torch.cat(terms).double().cpu()
 
 
 def relative_flatness(
@@ -142,7 +154,21 @@ def relative_flatness(
         >>> round(relative_flatness(model, nn.functional.mse_loss, (X, torch.zeros(2, 1))).value, 4)
         50.0
     """
-    objective = MeanLoss(model, loss_fn, data, params=model.parameters(), chunk_size=chunk_size)
+    return summary(
+        relative_flatness_terms(model, loss_fn, data, normalise=normalise, chunk_size=chunk_size)
+    )
+
+
+def relative_flatness_terms(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Batch | Iterable[Batch],
+    *,
+    normalise: bool = False,
+    chunk_size: int = 128,
+) -> Tensor:
+    """The terms of the mean :func:`relative_flatness`, one per example, ``(n,)``."""
+    objective = MeanLoss(model, loss_fn, data, chunk_size=chunk_size)
     features, outputs, layers = [], [], []
     with untouched(model), torch.no_grad():
         for inputs, _ in objective.batches:
@@ -166,7 +192,7 @@ def relative_flatness(
             labels = targets.to(objective.device)
             parts = [_bends(loss_fn, out, labels, column.expand_as(out)) for column in root.T]
             bends.append(torch.stack(parts).sum(dim=0))
-    return summary((phi.square().sum(dim=1) * torch.cat(bends).double()).cpu())
+    return (phi.square().sum(dim=1) * torch.cat(bends).double()).cpu()
 
 
 def row_scale(model: nn.Module, *, params: Iterable[nn.Parameter] | None = None) -> Tensor:

@@ -1,0 +1,177 @@
+"""The quality gate: is training done, and is this a minimum?"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from losslandscape.framework.cost import LAST_STEPS, Meter, batch_size
+from losslandscape.framework.findings import Check, Thresholds
+from losslandscape.framework.hessian_set import HessianSet
+from losslandscape.framework.measures import COARSE, both_ends, top_eigenpair
+from losslandscape.objective import Batch, LossFunction, MeanLoss, select_parameters
+from losslandscape.rescaling import balanced, hidden_layers
+
+_LR = 1e-3
+_ASYMMETRY = 1e-5
+
+
+def canonical(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """The balanced network, or the network itself where no rescalings are known."""
+    try:
+        hidden = hidden_layers(model)
+        return (balanced(model) if hidden else model), []
+    except ValueError as error:
+        return model, [f"no rescalings known, so the gate takes the weights as they are: {error}"]
+
+
+def operator_check(examined: HessianSet, model: nn.Module, seed: int) -> Check:
+    """Whether ``u' H v = v' H u`` for random ``u`` and ``v``.
+
+    Raises:
+        ArithmeticError: It is not, up to rounding.
+    """
+    op = examined.first(256).hessian(model)
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randn(op.shape[0], 2, generator=generator, dtype=torch.float64).to(
+        dtype=op.dtype, device=op.device
+    )
+    u, v = draws.unbind(dim=1)
+    images = op @ draws
+    size = float(images.norm() * draws.norm())
+    error = abs(float(u @ images[:, 1] - v @ images[:, 0])) / size if size else 0.0
+    if error > _ASYMMETRY:
+        raise ArithmeticError(f"Hessian products are not symmetric: relative error {error:.2g}")
+    text = f"products are symmetric to {error:.1g}"
+    return Check("operator", True, error, _ASYMMETRY, text)
+
+
+def fit_check(train_loss: float, limits: Thresholds) -> Check:
+    """Whether the network is fitted, where a level is set."""
+    if limits.loss is None:
+        return Check("fit", None, train_loss, None, f"training loss {train_loss:.4g}")
+    passed = train_loss <= limits.loss
+    word = "within" if passed else "above"
+    text = f"training loss {train_loss:.4g}, {word} the level of {limits.loss:.4g}"
+    return Check("fit", passed, train_loss, limits.loss, text)
+
+
+def polish_checks(
+    model: nn.Module,
+    data: Batch,
+    examined: HessianSet,
+    train_loss: float,
+    limits: Thresholds,
+    *,
+    penalty: float,
+    steps: int,
+    seed: int,
+    meter: Meter,
+) -> list[Check]:
+    """Train a copy on: what the loss gains, and what it does to ``lambda_max``."""
+    meter.say("polish")
+    loss_fn, chunk_size = examined.loss_fn, examined.chunk_size
+    allowed = limits.fall
+    if allowed is None:
+        allowed = 0.01 * _reference_loss(model, loss_fn, data, train_loss)
+    rate = _LR
+    while True:
+        polished, after = _polished(model, loss_fn, data, rate, penalty, steps, chunk_size, seed)
+        # A rate at which the loss rises tests nothing.
+        if after <= train_loss + allowed or rate < 1e-5:
+            break
+        rate /= 10
+    fall = train_loss - after
+    passed = fall < allowed
+    verb = f"gains {fall:.4g}" if fall > 0 else "gains nothing"
+    said = "less" if passed else "more"
+    text = f"further training {verb} of training loss, {said} than the {allowed:.4g} allowed"
+    checks = [Check("polish", passed, fall, allowed, text)]
+    tops = [top_eigenpair(examined.hessian(m), meter, tol=COARSE) for m in (model, polished)]
+    before, later = (float(top.values[0]) for top in tops)
+    if before > 0 and later > 0:
+        change = abs(math.log(later / before))
+    else:
+        change = 0.0 if before == later else math.inf
+    settled = change <= limits.log_ratio
+    text = f"lambda_max goes from {before:.4g} to {later:.4g} in the polish"
+    return [*checks, Check("sharpness settled", settled, change, limits.log_ratio, text)]
+
+
+def _polished(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Batch,
+    rate: float,
+    penalty: float,
+    steps: int,
+    chunk_size: int,
+    seed: int,
+) -> tuple[nn.Module, float]:
+    """A copy trained on from where ``model`` stands, and its training loss."""
+    trained = copy.deepcopy(model)
+    chosen = select_parameters(trained, None)
+    for p in chosen:
+        p.grad = None
+    rows = _endless(len(data[1]), batch_size(data), seed)
+    for optimizer, count in (
+        (torch.optim.Adam(chosen, lr=rate, weight_decay=penalty), steps),
+        (torch.optim.SGD(chosen, lr=rate, weight_decay=penalty), LAST_STEPS),
+    ):
+        for _ in range(count):
+            batch = next(rows)
+            inputs, targets = (part[batch.to(part.device)].to(chosen[0].device) for part in data)
+            optimizer.zero_grad()
+            loss_fn(trained(inputs), targets).backward()
+            optimizer.step()
+    optimizer.zero_grad()
+    try:
+        after = MeanLoss(trained, loss_fn, data, chunk_size=chunk_size).value()
+    except ValueError:  # it diverged
+        after = math.inf
+    return trained, after
+
+
+def _endless(examples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(examples, generator=generator).split(batch_size)
+
+
+def _reference_loss(
+    model: nn.Module, loss_fn: LossFunction, data: Batch, train_loss: float
+) -> float:
+    """The loss of the best constant output, the scale on which a fall is small or large."""
+    inputs, targets = data
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        outputs = model(inputs[:1].to(device))
+    if not isinstance(outputs, Tensor):
+        return abs(train_loss)
+    constant = torch.zeros_like(outputs, requires_grad=True)
+    labels = targets[:4096].to(device)
+    optimizer = torch.optim.LBFGS([constant], max_iter=50, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_fn(constant.expand(len(labels), *constant.shape[1:]), labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        value = float(loss_fn(constant.expand(len(labels), *constant.shape[1:]), labels))
+    return value if 0 < value < math.inf else abs(train_loss)
+
+
+def index_check(examined: HessianSet, model: nn.Module, limits: Thresholds, meter: Meter) -> Check:
+    """Whether the curvature is that of a minimum, up to a share."""
+    meter.say("index")
+    top, bottom = (float(end.values[0]) for end in both_ends(examined, model, meter))
+    ratio = bottom / top if top > 0 else (-math.inf if bottom < 0 else 0.0)
+    text = f"lambda_min / lambda_max = {ratio:.3g}"
+    return Check("index", ratio >= -limits.index, ratio, -limits.index, text)

@@ -1,0 +1,100 @@
+"""The examples that curvature is measured on."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from losslandscape.objective import Batch, LossFunction, MeanLoss
+from losslandscape.operators import HessianOperator
+
+BLOCKS = 32
+
+
+@dataclass(frozen=True)
+class HessianSet:
+    """The examples that curvature is measured on, and blocks of them."""
+
+    loss_fn: LossFunction
+    data: Batch
+    chunk_size: int
+
+    def hessian(self, model: nn.Module) -> HessianOperator:
+        """The Hessian of the mean loss over these examples."""
+        return HessianOperator(model, self.loss_fn, self.data, chunk_size=self.chunk_size)
+
+    def blocks(self, model: nn.Module) -> Iterator[HessianOperator]:
+        """The Hessian of each block, in order."""
+        for inputs, targets in self.block_data():
+            yield HessianOperator(
+                model, self.loss_fn, (inputs, targets), chunk_size=self.chunk_size, memory_budget=0
+            )
+
+    def block_data(self) -> list[Batch]:
+        """The examples in blocks of equal size, up to one."""
+        inputs, targets = self.data
+        count = min(BLOCKS, len(targets))
+        return list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
+
+    def per_block(self, terms: Tensor) -> Tensor:
+        """Terms of a mean over examples ``(n,)`` as contributions of blocks ``(K, 1)``."""
+        count = min(BLOCKS, len(terms))
+        sums = torch.stack([part.sum() for part in terms.tensor_split(count)])
+        return (sums * (count / len(terms)))[:, None]
+
+    def first(self, count: int) -> HessianSet:
+        """The same on the first ``count`` examples; they are in random order."""
+        inputs, targets = self.data
+        return replace(self, data=(inputs[:count], targets[:count]))
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy in ``eval`` mode."""
+    try:
+        return copy.deepcopy(model).eval()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"the model cannot be copied: {reason}") from error
+
+
+def joined(loss: MeanLoss) -> Batch:
+    """All examples as one batch."""
+    inputs, targets = zip(*loss.batches, strict=True)
+    if len({part.shape[1:] for part in inputs}) > 1:
+        raise ValueError("the inputs of all batches must have one shape: pad them")
+    return torch.cat(inputs), torch.cat(targets)
+
+
+def hessian_size(asked: int | None, examples: int) -> int:
+    """How many examples to measure curvature on."""
+    if asked is None:
+        return examples if examples <= 8192 else 4096
+    if not 1 <= asked <= examples:
+        raise ValueError(f"hessian_examples must lie between 1 and {examples}, got {asked}")
+    return asked
+
+
+def subset_of(data: Batch, count: int, seed: int) -> Batch:
+    """``count`` examples in random order; of class labels each class in proportion."""
+    inputs, targets = data
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(targets), generator=generator)
+    if targets.ndim == 1 and not targets.is_floating_point():
+        order = order[torch.argsort(targets.cpu()[order], stable=True)]
+    places = torch.linspace(0, len(targets) - 1, count, dtype=torch.float64).round().long()
+    chosen = order[places][torch.randperm(count, generator=generator)]
+    return inputs[chosen.to(inputs.device)], targets[chosen.to(targets.device)]
+
+
+def digest(data: Batch) -> str:
+    """Which examples these are, in which order."""
+    found = hashlib.sha256()
+    for part in data:
+        found.update(str((part.dtype, tuple(part.shape))).encode())
+        found.update(part.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]

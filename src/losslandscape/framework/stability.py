@@ -1,0 +1,88 @@
+"""Curvature against the stability limit of the optimiser that made it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from losslandscape.framework.cost import Meter
+from losslandscape.framework.findings import Stability, Thresholds
+from losslandscape.framework.hessian_set import HessianSet
+from losslandscape.framework.measures import COARSE, top_eigenpair
+from losslandscape.objective import select_parameters
+from losslandscape.operators import ScaledOperator
+from losslandscape.sgd_noise import stability_limit
+
+
+def penalty_of(optimizer: torch.optim.Optimizer | None) -> float:
+    """The coefficient ``wd`` of ``(wd/2) |w|^2`` in the objective; decoupled decay has none."""
+    if optimizer is None or isinstance(optimizer, torch.optim.AdamW):
+        return 0.0
+    return float(optimizer.param_groups[0].get("weight_decay", 0.0))
+
+
+def stability_of(
+    model: nn.Module,
+    own: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    examined: HessianSet,
+    limits: Thresholds,
+    meter: Meter,
+) -> Stability:
+    """The largest eigenvalue of ``S H S`` over its limit, ``S^2`` being the step per gradient."""
+    if optimizer is None:
+        return Stability(None, "no optimiser given, so no stability ratio")
+    try:
+        scale, limit = _step_scale(model, optimizer)
+    except ValueError as error:
+        return Stability(None, str(error))
+    meter.say("stability")
+    top = top_eigenpair(ScaledOperator(examined.hessian(own), scale), meter, tol=COARSE)
+    ratio = float(top.values[0]) / limit
+    if ratio < limits.free:
+        words = "far below: the learning rate does not bind"
+    elif ratio < limits.edge:
+        words = "below the edge"
+    else:
+        words = "at the edge: the learning rate limits the curvature"
+    return Stability(ratio, f"curvature is {ratio:.3g} of the stability limit, {words}")
+
+
+def _step_scale(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensor, float]:
+    """Diagonal of ``S`` (D,), and the limit of the eigenvalue of ``S H S`` (lr taken as 1)."""
+    adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
+    if not adam and not isinstance(optimizer, torch.optim.SGD):
+        raise ValueError(f"no stability limit known for {type(optimizer).__name__}")
+    inertia = {(g["betas"][0] if adam else g["momentum"]) for g in optimizer.param_groups}
+    if len(inertia) > 1:
+        raise ValueError("no stability limit: the parameter groups differ in momentum")
+    if any(group.get("nesterov") for group in optimizer.param_groups):
+        raise ValueError("no stability limit: Nesterov momentum has another one than heavy ball")
+    squared = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            squared[id(p)] = _step(optimizer, group, p) if adam else torch.full_like(p, group["lr"])
+    pieces = [
+        squared.get(id(p), torch.zeros_like(p)).detach().reshape(-1)
+        for p in select_parameters(model, None)
+    ]
+    if not any(bool(piece.any()) for piece in pieces):
+        raise ValueError("no stability ratio: the optimiser holds none of the model's parameters")
+    limit = stability_limit(1.0, momentum=inertia.pop(), averaged=adam)
+    return torch.cat(pieces).sqrt(), limit
+
+
+def _step(optimizer: torch.optim.Optimizer, group: dict[str, Any], p: Tensor) -> Tensor:
+    """Adam's ``lr / P`` with ``P = (1 - beta_1^t) (sqrt(v / (1 - beta_2^t)) + eps)``."""
+    state = optimizer.state.get(p, {})
+    if "exp_avg_sq" not in state:
+        raise ValueError("no stability ratio: Adam's state is empty, it has not taken a step")
+    if group.get("amsgrad"):
+        raise ValueError("no stability limit known for AMSGrad")
+    t = float(state["step"])
+    first, second = group["betas"]
+    root = (state["exp_avg_sq"] / (1 - second**t)).sqrt() + group["eps"]
+    step: Tensor = group["lr"] / ((1 - first**t) * root)
+    return step

@@ -1,0 +1,578 @@
+"""assess and compare: verdicts on problems with known answers, invariance, intervals, bad input."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils.data import DataLoader, TensorDataset
+
+import losslandscape as ll
+from losslandscape.cli import main
+from losslandscape.framework import VERDICTS, Measure, assessment, bootstrap, compare, gate
+from losslandscape.framework.findings import Check, OrbitCheck, Stability
+from losslandscape.framework.hessian_set import subset_of
+from losslandscape.framework.measures import with_interval
+from losslandscape.operators import HessianOperator, ScaledOperator, weight_scale
+
+QUICK = {"progress": False, "probes": 4, "rescalings": 2}
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def seeded(build, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build().double().eval()
+
+
+def least_squares(n: int = 40, d: int = 3):
+    """A linear model at the minimum of its squared error, and the data."""
+    X, y = normal(n, d), normal(n, 1, seed=1)
+    model = nn.Linear(d, 1, bias=False, dtype=torch.float64)
+    model.weight.data = torch.linalg.lstsq(X, y).solution.T
+    return model, (X, y)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """A small ReLU classifier trained with weight decay until it stands still."""
+    X = normal(120, 4)
+    y = (X[:, 0] > 0).long() + (X[:, 1] > 0.5).long()
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9, weight_decay=3e-3)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        cross_entropy(model(X), y).backward()
+        optimizer.step()
+    return model, (X, y), optimizer
+
+
+def test_a_least_squares_minimum_and_its_closed_forms():
+    model, (X, y) = least_squares()
+    found = ll.assess(model, mse_loss, (X, y), **QUICK)
+    assert found.verdict == "comparable"
+    H = 2 * X.T @ X / len(X)
+    w = model.weight.detach().reshape(-1)
+    M = w.abs()[:, None] * H * w.abs()
+    m = found.measures
+    eigenvalues = torch.linalg.eigvalsh(H)
+    assert m["lambda_max"].value == pytest.approx(float(eigenvalues[-1]), rel=1e-6)
+    assert m["lambda_min"].value == pytest.approx(float(eigenvalues[0]), rel=1e-6)
+    assert m["adaptive_lambda_max"].value == pytest.approx(
+        float(torch.linalg.eigvalsh(M)[-1]), rel=1e-6
+    )
+    assert m["fisher_rao"].value == pytest.approx(float(w @ H @ w), rel=1e-9)
+    for name, matrix in (("trace", H), ("adaptive_trace", M)):
+        assert m[name].low <= float(matrix.trace()) <= m[name].high
+    assert all(x.low <= x.value <= x.high for x in m.values())
+    assert found.gradient_norm < 1e-9
+    assert found.data_digest == ll.assess(model, mse_loss, (X, y), **QUICK).data_digest
+
+
+def test_traces_and_isotropy_against_the_dense_matrix():
+    model, data = least_squares()
+    found = ll.assess(model, mse_loss, data, **{**QUICK, "probes": 300}).measures
+    H = 2 * data[0].T @ data[0] / len(data[0])
+    w = model.weight.detach().reshape(-1).abs()
+    M = w[:, None] * H * w
+    assert found["trace"].value == pytest.approx(float(H.trace()), rel=0.1)
+    assert found["adaptive_trace"].value == pytest.approx(float(M.trace()), rel=0.1)
+    ratio = float(M.trace() ** 2 / M.square().sum())
+    assert found["isotropy"].value == pytest.approx(ratio, rel=0.1)
+
+
+def test_away_from_the_minimum():
+    model, data = least_squares()
+    model.weight.data += 1.0
+    found = ll.assess(model, mse_loss, data, **QUICK)
+    assert found.verdict == "not-a-minimum"
+    assert "further training gains" in found.reasons[0]
+
+
+def test_a_level_of_the_loss():
+    model, data = least_squares()
+    found = ll.assess(model, mse_loss, data, thresholds=ll.Thresholds(loss=1e-3), **QUICK)
+    assert found.verdict == "not-a-minimum"
+    assert "above the level of 0.001" in found.reasons[0]
+
+
+def test_a_saddle_where_the_gradient_vanishes():
+    """(y - w1 w2 x)^2 at zero: curvatures of both signs and equal size."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
+    for p in model.parameters():
+        nn.init.zeros_(p)
+    X = torch.ones(10, 1, dtype=torch.float64)
+    found = ll.assess(model, mse_loss, (X, X), **QUICK)
+    assert found.verdict == "saddle-like"
+    assert "= -1" in found.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("share", "momentum", "verdict"),
+    [(0.9, 0.0, "lr-limited"), (0.9, 0.9, "lr-limited"), (0.5, 0.0, "comparable")],
+)
+def test_at_the_stability_limit(share, momentum, verdict):
+    model, data = least_squares()
+    top = float(torch.linalg.eigvalsh(2 * data[0].T @ data[0] / len(data[0]))[-1])
+    lr = share * 2 * (1 + momentum) / top
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    found = ll.assess(model, mse_loss, data, optimizer=optimizer, **QUICK)
+    assert found.stability.ratio == pytest.approx(share, rel=1e-3)
+    assert found.verdict == verdict
+
+
+def test_the_stability_ratio_of_adam():
+    model, data = least_squares()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=(0.8, 0.99))
+    for _ in range(7):
+        optimizer.zero_grad()
+        mse_loss(model(data[0]), data[1] + 1).backward()
+        optimizer.step()
+    v = optimizer.state[model.weight]["exp_avg_sq"].reshape(-1)
+    P = (1 - 0.8**7) * ((v / (1 - 0.99**7)).sqrt() + 1e-8)
+    H = 2 * data[0].T @ data[0] / len(data[0])
+    top = float(torch.linalg.eigvalsh(H / P.sqrt()[:, None] / P.sqrt())[-1])
+    found = ll.assess(model, mse_loss, data, optimizer=optimizer, **QUICK)
+    expected = top / ((2 + 2 * 0.8) / ((1 - 0.8) * 1e-3))
+    assert found.stability.ratio == pytest.approx(expected, rel=1e-3)
+
+
+def test_optimisers_without_a_known_limit_say_so():
+    model, data = least_squares()
+    p = model.parameters
+    for optimizer, words in {
+        torch.optim.Adam(p()): "has not taken a step",
+        torch.optim.RMSprop(p()): "no stability limit known for RMSprop",
+        torch.optim.SGD(p(), lr=0.1, momentum=0.9, nesterov=True): "Nesterov",
+        torch.optim.SGD(least_squares()[0].parameters(), lr=0.1): "none of the model's parameters",
+    }.items():
+        found = ll.assess(model, mse_loss, data, optimizer=optimizer, **QUICK)
+        assert found.stability.ratio is None
+        assert words in found.stability.text
+        assert found.verdict == "comparable"
+
+
+def test_a_trained_classifier_and_every_rescaling_of_it_get_the_same_verdict(classifier):
+    model, data, optimizer = classifier
+    assert ll.assess(model, cross_entropy, data, optimizer=optimizer, **QUICK).verdict == (
+        "comparable"
+    )
+    here = ll.assess(model, cross_entropy, data, **QUICK)
+    assert here.verdict == "comparable"
+    assert here.orbit.survives
+    assert here.orbit.lambda_max_range > 2
+    other = ll.rescale_relu(model, [torch.logspace(-1, 1, 8)])
+    there = ll.assess(other, cross_entropy, data, **QUICK)
+    assert there.verdict == "comparable"
+    for mine, theirs in zip(here.checks[1:], there.checks[1:], strict=True):
+        assert theirs.value == pytest.approx(mine.value, rel=1e-3, abs=1e-6)
+    for name, measure in here.measures.items():
+        change = abs(there.measures[name].value / measure.value - 1)
+        assert (change < 1e-3) == (measure.invariant == "units"), name
+
+
+def test_initial_weights_are_no_minimum(classifier):
+    _, data, _ = classifier
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), seed=5)
+    assert ll.assess(model, cross_entropy, data, **QUICK).verdict == "not-a-minimum"
+
+
+def test_the_polish_keeps_the_penalty_of_the_optimiser(classifier):
+    """Without it the same network still gains loss: its minimum is one of the penalised loss."""
+    model, data, optimizer = classifier
+    with_penalty = ll.assess(model, cross_entropy, data, optimizer=optimizer, **QUICK)
+    without = ll.assess(model, cross_entropy, data, **QUICK)
+    assert with_penalty.checks[2].value < without.checks[2].value
+    assert with_penalty.penalty_norm == pytest.approx(with_penalty.gradient_norm, rel=0.05)
+    assert gate.LAST_STEPS > 0
+
+
+def test_the_callers_model_is_left_as_it_is(classifier):
+    _, (X, y), _ = classifier
+    model = seeded(
+        lambda: nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3)
+        )
+    ).train()
+    model[0].bias.requires_grad_(False)
+    cross_entropy(model(X), y).backward()
+    before = copy.deepcopy(model.state_dict())
+    grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    found = ll.assess(model, cross_entropy, (X, y), **QUICK)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert model.training
+    assert model[3].training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    for p, g in zip(model.parameters(), grads, strict=True):
+        assert (p.grad is None and g is None) or torch.equal(p.grad, g)
+    assert found.parameters == sum(p.numel() for p in model.parameters()) - 8
+    assert found.orbit.survives is None
+    assert any("no rescalings known" in note for note in found.notes)
+
+
+class Attention(nn.Module):
+    """One transformer layer over a sequence of tokens, a mean and a linear head."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, tokens):
+        return self.head(self.layer(self.embed(tokens)).mean(dim=1))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head((x + self.block(x)).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("build", "inputs"),
+    [
+        (Attention, torch.randint(7, (24, 5), generator=torch.Generator().manual_seed(0))),
+        (Residual, normal(24, 1, 6, 6)),
+    ],
+)
+def test_attention_and_residual_networks_from_a_loader(build, inputs):
+    data = TensorDataset(inputs, torch.arange(24) % 3)
+    found = ll.assess(
+        seeded(build).train(),
+        nn.CrossEntropyLoss(),
+        DataLoader(data, batch_size=7, shuffle=True),
+        DataLoader(data, batch_size=24),
+        **QUICK,
+    )
+    assert found.verdict in VERDICTS
+    assert set(found.measures) == set(ll.framework.MEASURES)
+    assert found.val_loss == pytest.approx(found.train_loss, rel=1e-9)
+    assert "no rescaling" in found.orbit.text
+
+
+def test_what_a_model_does_not_allow_is_named():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.other = nn.Linear(2, 1), nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.inner(x), self.other(x)
+
+    def loss(outputs, y):
+        return mse_loss(outputs[0], y) + mse_loss(outputs[1], y)
+
+    found = ll.assess(seeded(Pair), loss, (normal(20, 2), normal(20, 1)), **QUICK)
+    assert "fisher_rao" not in found.measures
+    assert "adaptive_trace" in found.measures
+    assert any("no Fisher-Rao norm" in note and "tuple" in note for note in found.notes)
+
+
+def test_zero_weights_are_no_obstacle():
+    model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    nn.init.zeros_(model.weight)
+    X = normal(30, 2)
+    y = normal(30, 1, seed=2)
+    y -= X @ torch.linalg.lstsq(X, y).solution  # the best weights are zero
+    found = ll.assess(model, mse_loss, (X, y), **QUICK)
+    assert found.verdict == "comparable"
+    assert found.measures["adaptive_lambda_max"].value == 0
+    json.dumps(found.to_dict(), allow_nan=False)
+    assert ll.compare(found, found).verdict == "undecided"
+
+
+BAD = {
+    "sum reduction": (lambda o, t: mse_loss(o, t, reduction="sum"), {}, "not the mean"),
+    "class instead of instance": (nn.MSELoss, {}, "give an instance"),
+    "probes": (mse_loss, {"probes": 1}, "probes must be at least 2, got 1"),
+    "rescalings": (mse_loss, {"rescalings": -1}, "rescalings must be 0 or more, got -1"),
+    "budget": (mse_loss, {"time_budget": 0.0}, "time_budget must be positive seconds, got 0.0"),
+    "examples": (mse_loss, {"hessian_examples": 99}, "between 1 and 40, got 99"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments(name):
+    loss, options, words = BAD[name]
+    model, data = least_squares()
+    with pytest.raises((ValueError, TypeError), match=words):
+        ll.assess(model, loss, data, **{**QUICK, **options})
+
+
+def test_bad_models_and_data():
+    model, (X, y) = least_squares()
+    with pytest.raises(ValueError, match="data are empty"):
+        ll.assess(model, mse_loss, [], **QUICK)
+    with pytest.raises(ValueError, match="the loss is nan"):
+        ll.assess(model, mse_loss, (X, y * math.nan), **QUICK)
+    with pytest.raises(ValueError, match="one shape: pad them"):
+        ll.assess(
+            nn.LSTM(1, 1, batch_first=True).double(),
+            lambda o, t: o[0].square().mean(dim=(1, 2)).mean(),
+            [(normal(2, 3, 1), y[:2]), (normal(2, 4, 1), y[:2])],
+            **QUICK,
+        )
+    model.weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="every one has requires_grad=False"):
+        ll.assess(model, mse_loss, (X, y), **QUICK)
+    model = least_squares()[0]
+    model.generator = (i for i in range(3))
+    with pytest.raises(ValueError, match="cannot be copied"):
+        ll.assess(model, mse_loss, (X, y), **QUICK)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(classifier):
+    model, data, _ = classifier
+    here = ll.assess(model, cross_entropy, data, **QUICK)
+    there = ll.assess(copy.deepcopy(model).cuda(), cross_entropy, data, **QUICK)
+    assert there.verdict == here.verdict
+    for name, measure in here.measures.items():
+        assert there.measures[name].value == pytest.approx(measure.value, rel=1e-3), name
+
+
+def test_hessian_set_in_proportion_and_the_same_for_every_model():
+    y = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
+    _, chosen = subset_of((torch.arange(100.0)[:, None], y), 20, seed=0)
+    assert torch.bincount(chosen).tolist() == pytest.approx([12, 6, 2], abs=1)
+    again = subset_of((torch.arange(100.0)[:, None], y), 20, seed=0)[1]
+    assert torch.equal(chosen, again)
+    everything = subset_of((torch.arange(100.0)[:, None], y), 100, seed=0)[0]
+    assert sorted(everything.reshape(-1).tolist()) == list(range(100))
+
+
+def test_a_time_budget_cuts_and_says_so():
+    model, (X, y) = least_squares(2000)
+    found = ll.assess(model, mse_loss, (X, y), time_budget=1e-3, progress=False, probes=4)
+    assert found.hessian_examples == 512
+    assert [note.split(" cut")[0] for note in found.notes[:2]] == ["Hessian set", "rescalings"]
+    assert "the least that can be done" in found.notes[-1]
+
+
+def test_the_cost_is_told_beforehand(capsys):
+    model, data = least_squares()
+    ll.assess(model, mse_loss, data, probes=2, rescalings=0)
+    said = capsys.readouterr()
+    assert "Hessian products over 40 examples and 200 training steps" in said.out + said.err
+
+
+def test_intervals_cover_what_a_larger_sample_says():
+    """Of a mean over examples, 95 % nominal."""
+    g = torch.Generator().manual_seed(0)
+    hits = 0
+    for _ in range(200):
+        blocks = torch.randn(32, 1, generator=g, dtype=torch.float64) + 1
+        found = with_interval("fisher_rao", float(blocks.mean()), blocks)
+        hits += found.low <= 1 <= found.high
+    assert 178 <= hits <= 197
+
+
+def test_blocks_add_up_to_the_whole():
+    """Also when they differ in size: 40 examples in 32 blocks."""
+    model, data = least_squares()
+    found = ll.assess(model, mse_loss, data, **QUICK).measures
+    for name in ("lambda_max", "adaptive_lambda_max", "fisher_rao", "relative_flatness"):
+        assert float(found[name].samples.mean()) == pytest.approx(found[name].value, rel=1e-5)
+    H = HessianOperator(model, mse_loss, data)
+    for name, op in (("trace", H), ("adaptive_trace", ScaledOperator(H, weight_scale(model)))):
+        g = torch.Generator().manual_seed(0)
+        z = (2.0 * torch.randint(2, (3, 4), generator=g) - 1).double()
+        assert found[name].value == pytest.approx(float((z * (op @ z)).sum() / 4), rel=1e-9)
+
+
+def twins():
+    """Two minima of one loss, (w1 + w2) x against 3 x: at (1.5, 1.5) and at (13, -10)."""
+    x = normal(64, 1)
+    data = (torch.cat([x, x], dim=1), 3 * x + 0.1 * normal(64, 1, seed=1))
+    best = float(torch.linalg.lstsq(x, data[1]).solution)
+    models = []
+    for share in (0.0, 11.5):
+        model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+        model.weight.data = torch.tensor([[best / 2 + share, best / 2 - share]]).double()
+        models.append(model)
+    return [ll.assess(model, mse_loss, data, **{**QUICK, "probes": 32}) for model in models]
+
+
+def test_the_flatter_of_two():
+    flat, sharp = twins()
+    assert flat.verdict == sharp.verdict == "comparable"
+    found = ll.compare(flat, sharp)
+    assert found.verdict == "a-flatter"
+    assert ll.compare(sharp, flat).verdict == "b-flatter"
+    ratio = flat.measures["adaptive_lambda_max"].value / sharp.measures["adaptive_lambda_max"].value
+    contrast = found.contrasts["adaptive_lambda_max"]
+    assert contrast.log_ratio == pytest.approx(math.log(ratio))
+    assert contrast.low <= contrast.log_ratio <= contrast.high
+    assert found.contrasts["fisher_rao"].vote == ""  # the same function along the weights
+    assert ll.compare(flat, flat).verdict == "undecided"
+    assert ll.compare([flat, flat], [sharp, sharp]).verdict == "a-flatter"
+
+
+def fake(verdict="comparable", loss=1.0, ratio=1.0, digest="x", noise=0.0, moved=()):
+    """An assessment whose voting measures are all ``ratio``."""
+    g = torch.Generator().manual_seed(0)
+    measures = {}
+    for place, name in enumerate(ll.framework.VOTING):
+        value = ratio[place] if isinstance(ratio, tuple) else ratio
+        samples = value * (1 + noise * torch.randn(32, 1, generator=g, dtype=torch.float64))
+        measures[name] = Measure(value, value, value, "units", None, samples)
+    orbit = OrbitCheck(2, {name: 0.5 * (name in moved) for name in measures}, 1.0, 0.0, True, "")
+    return ll.Assessment(
+        verdict, (), (), measures, Stability(None, ""), orbit, loss, None, 0.0, 0.0, 1, 1, 1,
+        digest, 1, 0.0, (), ll.Thresholds(),
+    )  # fmt: skip
+
+
+def test_what_keeps_two_networks_from_being_compared():
+    low, high = fake(ratio=1.0), fake(ratio=2.0)
+    assert ll.compare(low, high).verdict == "a-flatter"
+    assert ll.compare(fake("lr-limited"), high).verdict == "undecided"
+    assert "a is lr-limited" in ll.compare(fake("lr-limited"), high).reasons[0]
+    assert ll.compare(fake(loss=1.15), high).verdict == "a-flatter"  # within 10 % of the middle
+    assert ll.compare(fake(loss=1.3), high).verdict == "undecided"
+    with pytest.raises(ValueError, match="different data"):
+        ll.compare(low, fake(digest="y"))
+    with pytest.raises(ValueError, match="call assess first"):
+        ll.compare(low, [])
+
+
+def test_votes():
+    base = fake()
+    assert ll.compare(base, fake(ratio=(2.0, 2.0, 2.0, 1.0))).verdict == "a-flatter"
+    assert ll.compare(base, fake(ratio=(2.0, 2.0, 1.0, 1.0))).verdict == "undecided"
+    assert ll.compare(base, fake(ratio=(2.0, 2.0, 2.0, 0.5))).verdict == "undecided"
+    moved = fake(ratio=(2.0, 2.0, 2.0, 1.0), moved=("fisher_rao",))
+    assert ll.compare(base, moved).verdict == "undecided"
+    assert "a rescaling moved it" in ll.compare(base, moved).reasons[-1]
+
+
+def test_runs_of_several_seeds_widen_the_interval():
+    a = [fake(ratio=r) for r in (1.0, 3.0, 9.0)]
+    b = [fake(ratio=r) for r in (2.0, 6.0, 18.0)]
+    assert ll.compare(a, b).verdict == "undecided"
+    assert ll.compare(a[:1], b[:1]).verdict == "a-flatter"
+
+
+def test_the_same_blocks_are_drawn_for_both():
+    """Noise that both sides share cancels in the ratio."""
+    found = ll.compare(fake(noise=0.3), fake(ratio=1.05, noise=0.3))
+    assert found.verdict == "a-flatter"
+
+
+def test_resampling_one_item_leaves_it():
+    assert torch.equal(
+        bootstrap.resample(1, 5, torch.Generator()), torch.ones(5, 1, dtype=torch.float64)
+    )
+
+
+def test_words_in_order():
+    limits = ll.Thresholds()
+    quiet = Stability(None, "quiet"), OrbitCheck(0, {}, 1.0, 0.0, None, "")
+    bad = {name: Check(name, False, 0.0, 0.0, name) for name in ("polish", "index")}
+    edge = Stability(1.0, "edge"), quiet[1]
+    cases = [
+        ((bad["polish"], bad["index"]), quiet, "not-a-minimum"),
+        ((bad["index"],), edge, "saddle-like"),
+        ((), edge, "lr-limited"),
+        ((), quiet, "comparable"),
+    ]
+    for checks, (stability, orbit), word in cases:
+        assert assessment.verdict_of(checks, stability, orbit, limits)[0] == word
+    broken = OrbitCheck(5, {}, 1.0, 0.5, False, "moved")
+    reasons = assessment.verdict_of((), quiet[0], broken, limits)[1]
+    assert "depends on how the function is written" in reasons[-1]
+
+
+def test_reports_for_terminal_notebook_and_machine(classifier):
+    model, data, optimizer = classifier
+    found = ll.assess(model, cross_entropy, data, data, optimizer=optimizer, **QUICK)
+    again = ll.Assessment.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    assert again.to_dict() == found.to_dict()
+    assert compare(again, found).verdict == "undecided"
+    for shown in (str(found), found._repr_html_()):
+        assert "comparable" in shown
+        assert "largest eigenvalue of |w| H |w|" in shown
+        assert "polish" in shown
+    assert "undecided" in str(compare(found, found))
+    assert "<table" in compare(found, found)._repr_html_()
+    with pytest.raises(ValueError, match="this is no assessment"):
+        ll.Assessment.from_dict({"verdict": "comparable"})
+
+
+def test_html_escapes_what_it_shows():
+    found = fake("<script>")
+    assert (
+        "<script>"
+        not in ll.Assessment(
+            **{**found.__dict__, "reasons": ("<script>",), "notes": ("<b>",)}
+        )._repr_html_()
+    )
+
+
+SOURCE = """
+import torch
+from torch import nn
+X = torch.tensor([[1.0], [2.0], [3.0], [5.0]]).double()
+y = torch.tensor([[1.0], [3.0], [2.0], [4.0]]).double()
+
+def fitted():
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    model.weight.data = torch.linalg.lstsq(X, y).solution.T
+    return {"model": model, "loss_fn": nn.functional.mse_loss, "train_data": (X, y)}
+
+def as_tuple():
+    found = fitted()
+    return found["model"], found["loss_fn"], found["train_data"]
+
+def wrong():
+    return 3
+
+def bad_loss():
+    return {**fitted(), "loss_fn": lambda o, t: (o - t).square().sum()}
+"""
+
+
+def test_the_shell(tmp_path):
+    file, out = tmp_path / "mine.py", tmp_path / "found.json"
+    file.write_text(SOURCE)
+    run = CliRunner().invoke
+    done = run(main, ["assess", f"{file}:fitted", "--json", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "verdict: comparable" in done.output
+    assert json.loads(out.read_text())["verdict"] == "comparable"
+    done = run(main, ["compare", f"{file}:as_tuple", str(out)])
+    assert done.exit_code == 0, done.output
+    assert "verdict: undecided" in done.output
+    for source, words in {
+        f"{file}:wrong": "must return a dict with model, loss_fn and train_data, got int",
+        f"{file}:missing": "has no function 'missing'",
+        f"{file}:bad_loss": "not the mean over its examples",
+        "nowhere.py:f": "does not name path/to/file.py:function",
+        str(file): "does not name path/to/file.py:function",
+    }.items():
+        done = run(main, ["assess", source])
+        assert done.exit_code == 1
+        assert words in " ".join(done.output.split()), done.output
+    out.write_text("{}")
+    done = run(main, ["compare", str(out), str(out)])
+    assert done.exit_code == 1
+    assert "this is no assessment" in done.output
