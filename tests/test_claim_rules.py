@@ -295,7 +295,7 @@ class TestC28:
         four = MadeUp(unfinished_training={FLAT: [good] * 4})
         assert claims.judge("C28", four).word == "refuted"
         three = MadeUp(unfinished_training={FLAT: [good] * 3 + [bad] * 2})
-        assert str(claims.judge("C28", three)) == "waits for validation_sweep"
+        assert str(claims.judge("C28", three)) == "waits for 144 of 144 runs of validation_sweep"
         assert "2 of 5 long runs" in str(
             claims.judge("C28", MadeUp(unfinished_training={FLAT: [good] * 3}))
         )

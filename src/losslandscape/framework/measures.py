@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -168,6 +169,8 @@ def with_interval(
 
 
 def ratio_with_interval(name: str, found: Estimate) -> Measure:
-    """A function of probes with the interval of its jackknife error."""
-    half = 1.96 * found.stderr
-    return Measure(found.value, found.value - half, found.value + half, MEASURES[name][1])
+    """A positive function of probes with the interval of its jackknife error, on a log scale."""
+    if not found.value > 0:
+        return Measure(found.value, -math.inf, math.inf, MEASURES[name][1])
+    factor = math.exp(1.96 * found.stderr / found.value)
+    return Measure(found.value, found.value / factor, found.value * factor, MEASURES[name][1])
