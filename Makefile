@@ -31,7 +31,7 @@ notebooks: $(INSTALLED)  ## Execute stale chapters again and store their noteboo
 	$(BIN)/doit notebooks $(if $(FORCE),force=$(FORCE))
 
 test: $(INSTALLED)  ## Run the tests, the notebooks against their stored outputs, the built pages
-	$(BIN)/python -m pytest tests notebooks --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+	$(BIN)/python -m pytest tests notebooks -n logical --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 lint: $(INSTALLED)  ## Style, types and the direction of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-HTML = Path(__file__).parents[1] / "_build" / "html"
+ROOT = Path(__file__).parents[1]
+HTML = ROOT / "_build" / "html"
 PAGES = sorted(
     path.relative_to(HTML).as_posix()
     for path in HTML.rglob("*.html")
@@ -78,6 +80,18 @@ LOOK = """() => {
     unfoldable: all(".solution").filter((s) => !s.matches(".dropdown, details *")).length,
     openDetails: all(".bd-article details[open]").length,
     headings: all(".bd-article h1").length,
+    explorables: all(".explorable").map((holder) => {
+      const twin = JSON.parse(holder.textContent).twin;
+      const box = document.getElementById(twin)?.querySelector(".explorable-box");
+      const lines = [...box?.querySelectorAll(":scope > svg path") ?? []];
+      return {
+        name: `${holder.dataset.figure} over ${twin}`,
+        drawn: lines.filter((line) => line.getTotalLength() > 0).length,
+        said: box?.querySelector(".status")?.textContent ?? "",
+        values: box?.querySelector("table")?.textContent ?? "",
+        wrong: box?.innerHTML.match(/NaN|Infinity|undefined|\\[object/g) ?? [],
+      };
+    }),
     language: document.documentElement.lang,
   };
 }"""
@@ -285,6 +299,18 @@ def test_a_chapter_offers_its_notebook_and_its_text(visit, page):
     assert any("mybinder.org" in link for link in links), "Binder link"
     assert any("colab.research.google.com" in link for link in links), "Colab link"
     assert any("/issues/new" in link for link in links), "issue link"
+
+
+@each_chapter
+def test_every_explorable_figure_is_drawn(visit, page):
+    figures = visit(page).facts["explorables"]
+    text = (ROOT / page).with_suffix(".md").read_text(encoding="utf-8")
+    assert len(figures) == len(re.findall(r"^(?:explorables\.)?explorable\(", text, re.MULTILINE))
+    for figure in figures:
+        assert figure["drawn"] >= 2, f"{figure['name']} is not drawn"
+        assert figure["said"].strip(), f"{figure['name']} says nothing"
+        assert figure["values"].strip(), f"{figure['name']} has no table"
+        assert figure["wrong"] == [], figure["name"]
 
 
 def test_the_keyboard_sees_and_keeps_its_place(browser):

@@ -139,7 +139,10 @@ class TestTable1:
         }
 
     def test_rule_p(self):
-        good, bad = (MadeUp(three_configurations=self.runs(factor)) for factor in (1.0, 2.0))
+        good, bad = (
+            MadeUp(three_configurations=self.runs(factor), table1_reconstruction={})
+            for factor in (1.0, 2.0)
+        )
         for claim in ("C20", "C21", "C22"):
             assert claims.judge(claim, good).word == "holds"
             assert str(claims.judge(claim, bad)) == "waits for table1_reconstruction"

@@ -18,7 +18,7 @@ from losslandscape.cli import main
 from losslandscape.framework import VERDICTS, Measure, assessment, bootstrap, compare, gate
 from losslandscape.framework.findings import Check, OrbitCheck, Stability
 from losslandscape.framework.hessian_set import subset_of
-from losslandscape.framework.measures import with_interval
+from losslandscape.framework.measures import relative_scale, with_interval
 from losslandscape.operators import HessianOperator, ScaledOperator, weight_scale
 
 QUICK = {"progress": False, "probes": 4, "rescalings": 2}
@@ -427,13 +427,13 @@ def test_the_flatter_of_two():
     assert ll.compare([flat, flat], [sharp, sharp]).verdict == "a-flatter"
 
 
-def fake(verdict="comparable", loss=1.0, ratio=1.0, digest="x", noise=0.0, moved=()):
+def fake(verdict="comparable", loss=1.0, ratio=1.0, digest="x", noise=0.0, moved=(), probes=1):
     """An assessment whose voting measures are all ``ratio``."""
     g = torch.Generator().manual_seed(0)
     measures = {}
     for place, name in enumerate(ll.framework.VOTING):
         value = ratio[place] if isinstance(ratio, tuple) else ratio
-        samples = value * (1 + noise * torch.randn(32, 1, generator=g, dtype=torch.float64))
+        samples = value * (1 + noise * torch.randn(32, probes, generator=g, dtype=torch.float64))
         measures[name] = Measure(value, value, value, "units", None, samples)
     orbit = OrbitCheck(2, {name: 0.5 * (name in moved) for name in measures}, 1.0, 0.0, True, "")
     return ll.Assessment(
@@ -451,8 +451,19 @@ def test_what_keeps_two_networks_from_being_compared():
     assert ll.compare(fake(loss=1.3), high).verdict == "undecided"
     with pytest.raises(ValueError, match="different data"):
         ll.compare(low, fake(digest="y"))
+    with pytest.raises(ValueError, match="different probes"):
+        ll.compare(low, fake(probes=2))
     with pytest.raises(ValueError, match="call assess first"):
         ll.compare(low, [])
+
+
+def test_batch_normalisation_is_left_out_of_the_relative_curvature():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    scale = relative_scale(model)
+    sizes = [p.numel() for p in model.parameters()]
+    parts = scale.split(sizes)
+    assert [bool(part.any()) for part in parts] == [True, True, False, False, True, True]
+    assert torch.equal(parts[0], model[0].weight.detach().abs().reshape(-1))
 
 
 def test_votes():

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from losslandscape.framework.findings import MEASURES, Assessment, Comparison
+from losslandscape.framework.findings import MEASURES, Assessment, Comparison, Measure
 
 _NAMES = {name: words for name, (words, _) in MEASURES.items()}
 _KEEPS = {"none": "nothing", "layers": "layers", "units": "layers, units"}
@@ -39,7 +39,8 @@ def plain(found: Any) -> Any:
 def as_text(found: Assessment | Comparison) -> str:
     """The terminal's report without colours."""
     out = io.StringIO()
-    Console(file=out, width=96, color_system=None).print(found)
+    # In a notebook rich would show the report instead of writing it.
+    Console(file=out, width=96, color_system=None, force_jupyter=False).print(found)
     return out.getvalue().rstrip()
 
 
@@ -52,7 +53,7 @@ def terminal(found: Assessment) -> Panel:
     table = Table("measure", "value", "95 % interval", "unchanged by rescaling", box=None)
     for name, m in found.measures.items():
         interval = f"{m.low:.3g} to {m.high:.3g}"
-        table.add_row(_NAMES[name], f"{m.value:.4g}", interval, _KEEPS[m.invariant])
+        table.add_row(_NAMES[name], f"{m.value:.4g}", interval, _keeps(found, m))
     parts: list[Any] = [Text(found.reasons[0]), Text(""), gate, Text(""), table, Text("")]
     parts += [Text(found.stability.text), Text(found.orbit.text), Text(_losses(found))]
     parts += [Text(f"note: {note}") for note in found.notes]
@@ -79,7 +80,7 @@ def html(found: Assessment) -> str:
         ],
     )
     rows = [
-        (_NAMES[name], f"{m.value:.4g}", f"{m.low:.3g} to {m.high:.3g}", _KEEPS[m.invariant])
+        (_NAMES[name], f"{m.value:.4g}", f"{m.low:.3g} to {m.high:.3g}", _keeps(found, m))
         for name, m in found.measures.items()
     ]
     measures = _table(("measure", "value", "95 % interval", "unchanged by rescaling"), rows)
@@ -98,6 +99,13 @@ def html_comparison(found: Comparison) -> str:
     table = _table(("measure", "a / b", "95 % interval", "flatter"), rows)
     more = "".join(f"<p>{escape(reason)}</p>" for reason in found.reasons[1:])
     return _card(found.verdict, found.reasons[0] if found.reasons else "", table + more)
+
+
+def _keeps(found: Assessment, measure: Measure) -> str:
+    """What leaves a measure alone; of no use where the network has no rescalings that are known."""
+    if measure.invariant != "none" and found.orbit.survives is None:
+        return "not checked"
+    return _KEEPS[measure.invariant]
 
 
 def _ratio(contrast: Any) -> tuple[str, str]:
@@ -124,15 +132,14 @@ def _cost(found: Assessment) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    columns = "".join(f'<th scope="col" style="text-align:left">{escape(h)}</th>' for h in head)
+    style = 'style="text-align:left;padding:0.15em 0.6em 0.15em 0;vertical-align:top"'
+    columns = "".join(f'<th scope="col" {style}>{escape(h)}</th>' for h in head)
     lines = "".join(
-        "<tr>"
-        + "".join(f'<td style="text-align:left">{escape(cell)}</td>' for cell in row)
-        + "</tr>"
+        "<tr>" + "".join(f"<td {style}>{escape(cell)}</td>" for cell in row) + "</tr>"
         for row in rows
     )
     return (
-        '<div style="overflow-x:auto" tabindex="0"><table>'
+        '<div style="overflow-x:auto" tabindex="0"><table class="dataframe">'
         f"<thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
 

@@ -40,7 +40,7 @@ def compare(
         seed: Of the bootstrap.
 
     Raises:
-        ValueError: Assessments of different Hessian sets, or an empty sequence.
+        ValueError: Assessments of different Hessian sets or probes, or an empty sequence.
     """
     sides = [_runs(a, "a"), _runs(b, "b")]
     everyone = sides[0] + sides[1]
@@ -49,6 +49,8 @@ def compare(
             "the networks were measured on different data: assess both with the same train_data, "
             "hessian_examples and seed"
         )
+    if len({_shape(run) for run in everyone}) > 1:
+        raise ValueError("the networks were measured with different probes: assess both with one")
     limits = everyone[0].thresholds
     obstacles = _obstacles(sides, limits)
     generator = torch.Generator().manual_seed(seed)
@@ -84,6 +86,12 @@ def compare(
     if moved:
         reasons.append(f"no vote for {_shown(sorted(moved))}: a rescaling moved it")
     return Comparison(verdict, tuple(reasons), contrasts)
+
+
+def _shape(run: Assessment) -> tuple[int, ...]:
+    """Blocks and probes of the traces."""
+    found = run.measures.get("adaptive_trace")
+    return () if found is None or found.samples is None else tuple(found.samples.shape)
 
 
 def _obstacles(sides: Sequence[Sequence[Assessment]], limits: Thresholds) -> list[str]:

@@ -125,7 +125,7 @@ def relative_measures(
 ) -> tuple[dict[str, Measure], list[str]]:
     """The measures that no rescaling changes, and what the network does not allow."""
     meter.say("|w| H |w|")
-    scale = weight_scale(model)
+    scale = relative_scale(model)
     pair = top_eigenpair(ScaledOperator(examined.hessian(model), scale), meter, tol=FINE)
     name = "adaptive_lambda_max"
     found = {name: eigen_measure(name, examined, model, pair, scale, meter)}
@@ -139,6 +139,25 @@ def relative_measures(
             notes.append(f"no {MEASURES[name][0]}: {error}")
     meter.add(1)
     return found, notes
+
+
+def relative_scale(model: nn.Module) -> Tensor:
+    """``|w|``, with 0 for scale and shift of batch normalisation, ``(D,)``.
+
+    Their size is no scale of a layer that a rescaling could move.
+    """
+    batch_norm = {
+        id(p)
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for p in module.parameters(recurse=False)
+    }
+    kept = [
+        torch.full((p.numel(),), float(id(p) not in batch_norm), device=p.device)
+        for p in select_parameters(model, None)
+    ]
+    scale = weight_scale(model)
+    return scale * torch.cat(kept).to(scale)
 
 
 def _fisher_rao(model: nn.Module, examined: HessianSet) -> Tensor:

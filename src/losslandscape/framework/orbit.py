@@ -11,9 +11,16 @@ from torch import nn
 from losslandscape.framework.cost import Meter
 from losslandscape.framework.findings import OrbitCheck, Thresholds
 from losslandscape.framework.hessian_set import HessianSet
-from losslandscape.framework.measures import COARSE, FINE, TERMS, probed, top_eigenpair
+from losslandscape.framework.measures import (
+    COARSE,
+    FINE,
+    TERMS,
+    probed,
+    relative_scale,
+    top_eigenpair,
+)
 from losslandscape.objective import flat
-from losslandscape.operators import ScaledOperator, weight_scale
+from losslandscape.operators import ScaledOperator
 from losslandscape.rescaling import balanced, hidden_layers, rescale_relu
 
 
@@ -42,7 +49,7 @@ def orbit_check(
     probes = min(probes, 4)  # the same ones for all: their numbers must not move
     rows, tops, forms = [], [], []
     for network in networks:
-        scale = weight_scale(network)
+        scale = relative_scale(network)
         hessian = few.hessian(network)
         tops.append(float(top_eigenpair(hessian, meter, tol=COARSE, share=share).values[0]))
         top = top_eigenpair(ScaledOperator(hessian, scale), meter, tol=FINE / 10, share=share)

@@ -52,15 +52,20 @@ def planes(views: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
             loss of the end point; the line is at twice that.
     """
     columns = list(next(iter(views.values())))
-    figure, axes = panels(len(views), len(columns), height=1.75 * len(views), squeeze=False)
+    figure, axes = panels(len(views), len(columns), height=1.45 * len(views), squeeze=False)
     every = [np.array(v["loss"]) for row in views.values() for v in row.values()]
     norm = LogNorm(min(g.min() for g in every), max(g.max() for g in every))
     for row, (network, kinds) in zip(axes, views.items(), strict=True):
         for axis, (kind, view) in zip(row, kinds.items(), strict=True):
             filled = _filled(axis, view, norm)
             axis.plot(0, 0, "o", color="#D55E00", markersize=3)
+            axis.set_aspect("equal")
             if network == list(views)[-1]:
                 axis.set_xlabel(kind, fontsize=8)
+            else:
+                axis.set_xticklabels([])
+            if kind != columns[0]:
+                axis.set_yticklabels([])
         row[0].set_ylabel(network, fontsize=7)
     _scale(figure, filled, axes, shrink=0.6, aspect=30)
     return figure
@@ -103,7 +108,7 @@ def paths(positions: Sequence[float], found: Mapping[str, Mapping[str, Sequence[
         positions: ``(m,)`` values of ``t`` from 0 to 1.
         found: Per panel ``straight`` and ``bent``, ``(m,)`` each.
     """
-    columns = min(2, len(found))
+    columns = 2 if len(found) == 4 else min(3, len(found))
     rows = -(-len(found) // columns)
     figure, axes = panels(
         rows, columns, height=0.5 + 2.1 * rows, sharex=True, sharey=True, squeeze=False
@@ -114,6 +119,12 @@ def paths(positions: Sequence[float], found: Mapping[str, Mapping[str, Sequence[
         for (name, losses), look in zip(curves.items(), ORDERS, strict=False):
             axis.semilogy(positions, losses, **{**look, "marker": ""}, label=name)
         axis.set_title(title, fontsize=8)
+    # Four plain numbers: between two powers of ten a logarithmic axis would show none or one.
+    every = [loss for curves in found.values() for losses in curves.values() for loss in losses]
+    ticks = np.geomspace(min(every), max(every), 4)
+    axes[0, 0].set_yticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    axes[0, 0].minorticks_off()
+    axes[0, 0].set_xticks([0, 0.5, 1], labels=["0", "0.5", "1"])
     for axis in axes[-1]:
         axis.set_xlabel("$t$")
     for axis in axes[:, 0]:
