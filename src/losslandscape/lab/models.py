@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from losslandscape.lab.data import Dataset
 
@@ -72,3 +72,72 @@ def mlp(
             layers += [nn.Linear(inputs, outputs), activation()]
         layers.append(nn.Linear(sizes[-2], sizes[-1]))
     return nn.Sequential(*layers).to(dtype)
+
+
+class ConvolutionLayer(nn.Module):
+    """A 3x3 convolution and ReLU, with what may be between them and around them.
+
+    ``relu(x + norm(conv(x)))`` with a shortcut, else without ``x``; a convolution before batch
+    normalisation has no bias, which the normalisation would take out again.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, batchnorm: bool, shortcut: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=not batchnorm)
+        self.norm = nn.BatchNorm2d(outputs) if batchnorm else nn.Identity()
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(n, inputs, h, w)`` to ``(n, outputs, h, w)``."""
+        y: Tensor = self.norm(self.conv(x))
+        return torch.relu(x + y if self.shortcut else y)
+
+
+def convolutional(
+    dataset: Dataset,
+    *,
+    seed: int,
+    convolutions: int,
+    batchnorm: bool,
+    residual: bool,
+    channels: int = 16,
+    dtype: torch.dtype = torch.float32,
+) -> nn.Sequential:
+    """So many 3x3 convolutions, with or without batch normalisation and residual connections.
+
+    Max-pooling follows the first and the last of them, one linear layer ends the network. A
+    residual connection leads around every convolution but the first, which changes the number of
+    channels (He, Zhang, Ren, Sun, *Deep Residual Learning for Image Recognition*, CVPR 2016,
+    around one convolution instead of two).
+
+    Args:
+        dataset: Gives image size and number of classes.
+        seed: Seed of PyTorch's default initialisation; the global random state is left untouched.
+        convolutions: At least 2.
+        batchnorm: Whether batch normalisation follows every convolution.
+        residual: Whether there are residual connections.
+        channels: Channels of every convolution.
+        dtype: Type of the parameters.
+
+    Raises:
+        ValueError: Fewer than two convolutions.
+    """
+    if convolutions < 2:
+        raise ValueError(f"convolutions must be at least 2, got {convolutions}")
+    height, width = dataset.x_train.shape[-2:]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        first = ConvolutionLayer(1, channels, batchnorm=batchnorm, shortcut=False)
+        others = [
+            ConvolutionLayer(channels, channels, batchnorm=batchnorm, shortcut=residual)
+            for _ in range(convolutions - 1)
+        ]
+        model = nn.Sequential(
+            first,
+            nn.MaxPool2d(2),
+            *others,
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(channels * (height // 4) * (width // 4), dataset.classes),
+        )
+    return model.to(dtype)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from tqdm import tqdm
 from losslandscape.lab import records
 from losslandscape.lab.data import DataError, Dataset, load_dataset
 from losslandscape.lab.experiments import (
+    architecture,
+    assessments,
     between_minima,
     edge_of_stability,
     end_points,
@@ -29,9 +32,12 @@ from losslandscape.lab.experiments import (
     reconstruction,
     three_configurations,
     unfinished_training,
+    validation,
 )
+from losslandscape.lab.experiments.architecture import ArchitectureRecipe
 from losslandscape.lab.experiments.edge_of_stability import EdgeRecipe
 from losslandscape.lab.experiments.three_configurations import Settings
+from losslandscape.lab.experiments.validation import ARMS, SweepRecipe
 from losslandscape.lab.records import Record, RecordError, UnreadableRecordError
 from losslandscape.lab.training import RECIPES, Recipe
 
@@ -115,6 +121,9 @@ _TOLERANCES = {
     "lambda_max": 0.05,
 }
 
+# Two seeds give no spread; on another processor a run may end as another seed would.
+_SWEEP_TOLERANCES = {"train_loss": 0.2, "heldout_loss": 0.3, "heldout_error": 0.3, "steps": 1.0}
+
 EDGE_RECIPES = (
     *(
         EdgeRecipe(f"gd_squared_error_{lr:g}", "squared_error", "gd", lr=lr, steps=steps)
@@ -129,6 +138,39 @@ EDGE_RECIPES = (
     EdgeRecipe("adam_cross_entropy", "cross_entropy", "adam", lr=1e-3, steps=1000),
     EdgeRecipe("sgd_squared_error", "squared_error", "gd", lr=0.1, batch_size=32, steps=3000),
     EdgeRecipe("sgd_cross_entropy", "cross_entropy", "gd", lr=0.1, batch_size=32, steps=2000),
+)
+
+_WIDTHS = (((8, 16), 32), ((12, 24), 48), ((16, 32), 64))
+
+
+def _sweep() -> Iterator[SweepRecipe]:
+    """All cells of the validation sweep, both arms of a cell one after the other."""
+    cells = [
+        *product(("sgd",), (0.03, 0.06, 0.12, 0.24), (16, 48, 128), (0.0, 1e-3)),
+        *product(("adam",), (1e-3, 3e-3), (16, 128), (0.0,)),
+    ]
+    for (optimizer, lr, batch, decay), (channels, hidden), arm in product(cells, _WIDTHS, ARMS):
+        name = f"{arm}_{optimizer}_lr{lr:g}_b{batch}_wd{decay:g}_w{channels[0]}"
+        yield SweepRecipe(name, arm, optimizer, lr, batch, decay, channels, hidden)
+
+
+SWEEP_RECIPES = tuple(_sweep())
+
+ARCHITECTURE_RECIPES = tuple(
+    ArchitectureRecipe(
+        name=f"{kind}_{convolutions}",
+        batchnorm=batchnorm,
+        residual=residual,
+        convolutions=convolutions,
+        training=Recipe("training", "sgd", lr=0.1, epochs=60),
+    )
+    for convolutions in (8, 2)
+    for kind, batchnorm, residual in (
+        ("plain", False, False),
+        ("bn", True, False),
+        ("residual", False, True),
+        ("both", True, True),
+    )
 )
 
 STUDIES = {
@@ -226,6 +268,16 @@ STUDIES = {
             tolerances=_TOLERANCES,
         ),
         Study(
+            name="assessments",
+            purpose="The end points of Table 1, judged by the refined framework.",
+            dataset="mnist",
+            recipes=tuple(RECIPES.values()),
+            seeds=(0, 1, 2),
+            settings=assessments.Settings(),
+            experiment=assessments.measure,
+            tolerances=_TOLERANCES,
+        ),
+        Study(
             name="edge_of_stability",
             purpose="Sharpness against the stability limit, for full batches, momentum, Adam, SGD.",
             dataset="mnist",
@@ -233,6 +285,27 @@ STUDIES = {
             seeds=(0, 1),
             settings=edge_of_stability.Settings(),
             experiment=edge_of_stability.measure,
+            tolerances=_TOLERANCES,
+        ),
+        Study(
+            name="validation_sweep",
+            purpose="Which measures predict the gap, over many recipes stopped at one loss.",
+            dataset="mnist",
+            recipes=SWEEP_RECIPES,
+            seeds=(0, 1),
+            settings=validation.Settings(),
+            experiment=validation.measure,
+            repeat=validation.measure_training,
+            tolerances=_SWEEP_TOLERANCES,
+        ),
+        Study(
+            name="architecture",
+            purpose="Batch normalisation and residual connections at equal training loss.",
+            dataset="mnist",
+            recipes=ARCHITECTURE_RECIPES,
+            seeds=tuple(range(5)),
+            settings=architecture.Settings(),
+            experiment=architecture.measure,
             tolerances=_TOLERANCES,
         ),
     )
