@@ -83,7 +83,7 @@ class Settings:
     checkpoints: int = 5
     gap: int = 100
     outliers: int = 10
-    probes: int = 24
+    probes: int = 16
     slices: int = 3
     slice_points: int = 21
     identity_images: int = 64
