@@ -1,6 +1,8 @@
 # Two commands: `make book` and `make test`. Each target is one visible command.
 PYTHON ?= python3
 VENV ?= .venv
+# Chapters executed at once.
+JOBS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.losslandscape-installed
 
@@ -25,10 +27,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 book: $(INSTALLED)  ## Execute what changed, build the HTML book, print the page to open
-	$(BIN)/doit book $(if $(DATASET),dataset=$(DATASET)) $(if $(SEEDS),seeds=$(SEEDS))
+	$(BIN)/doit -n $(JOBS) book $(if $(DATASET),dataset=$(DATASET)) $(if $(SEEDS),seeds=$(SEEDS))
 
 notebooks: $(INSTALLED)  ## Execute stale chapters again and store their notebooks (FORCE=1: all)
-	$(BIN)/doit notebooks $(if $(FORCE),force=$(FORCE))
+	$(BIN)/doit -n $(JOBS) notebooks $(if $(FORCE),force=$(FORCE))
 
 test: $(INSTALLED)  ## Run the tests, the notebooks against their stored outputs, the built pages
 	$(BIN)/python -m pytest tests notebooks -n logical --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
