@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
-from losslandscape.report import claims
-from losslandscape.report.claims import ADAM, FLAT, ROWS, SHARP, Evidence
+from losslandscape.report import claims, rules
+from losslandscape.report.rules import ADAM, FLAT, ROWS, SHARP, Evidence
 from losslandscape.report.statistics import Interval, predict_run
 
 BOOK = Path(__file__).parent.parent / "book"
@@ -46,7 +46,7 @@ class TestRules:
         ],
     )
     def test_rule_i_in_its_order(self, low, high, word):
-        assert claims.interval_rule(Interval((low + high) / 2, low, high, 10), 0.2) == word
+        assert rules.interval_rule(Interval((low + high) / 2, low, high, 10), 0.2) == word
 
     def test_rule_p_takes_logits_and_logs(self):
         numbers = {"test_accuracy": 0.98, "test_loss": 0.05, "lambda_max": 10.0}
@@ -63,14 +63,14 @@ class TestRules:
 
 def test_every_judge_is_a_registered_claim():
     registered = {c["id"] for c in yaml.safe_load((BOOK / "claims.yml").read_text())["claims"]}
-    assert set(claims.JUDGES) <= registered
+    assert set(rules.JUDGES) <= registered
 
 
-@pytest.mark.parametrize("claim", claims.JUDGES)
+@pytest.mark.parametrize("claim", rules.JUDGES)
 def test_the_committed_records_get_a_word(claim):
     verdict = claims.judge(claim, Evidence(BOOK / "records"))
     assert verdict.claim == claim
-    assert verdict.word in claims.WORDS
+    assert verdict.word in rules.WORDS
     assert verdict.condition or verdict.word not in ("waits", "holds if")
 
 

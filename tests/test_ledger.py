@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from test_book_pages import DESK, HTML, PHONE, browser, why_not  # noqa: F401
 
 from losslandscape.lab import records
-from losslandscape.report import ledger
-from losslandscape.report.claims import WORDS
+from losslandscape.report import ledger, rules
 from losslandscape.report.figures import ledger as drawing
 from losslandscape.report.live_claims import LIVE, leaves
+from losslandscape.report.rules import WORDS
 from losslandscape.report.statistics import Interval
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +40,8 @@ def book(tmp_path):
 class TestCommitted:
     def test_each_claim_has_one_judge(self):
         names = {entry["id"] for entry in ledger.registered(BOOK)["claims"]}
-        assert set(LIVE) | set(ledger.JUDGES) | {"C38"} == names
-        assert not set(LIVE) & set(ledger.JUDGES)
+        assert set(LIVE) | set(rules.JUDGES) | {"C38"} == names
+        assert not set(LIVE) & set(rules.JUDGES)
 
     def test_rules_give_the_committed_verdicts(self, committed):
         """Every rule on today's records, and on the stored numbers of the live measurements."""

@@ -14,8 +14,8 @@ from losslandscape import objective
 from losslandscape.lab import records
 from losslandscape.lab.models import mlp
 from losslandscape.report import live_claims
-from losslandscape.report.claims import ADAM, FLAT, ROWS, SHARP, Verdict
 from losslandscape.report.live_claims import LIVE, RIGOROUS, c38, judge_live, leaves
+from losslandscape.report.rules import ADAM, FLAT, ROWS, SHARP, Verdict
 
 WELLS = {"equal": [1.9, 2.1] * 2, "deeper": [0.27] * 3 + [0.272]}
 

@@ -6,7 +6,8 @@ import pytest
 
 from losslandscape.lab.experiments.reconstruction import CANDIDATES
 from losslandscape.report import claims
-from losslandscape.report.claims import ADAM, DEFAULT_READING, FLAT, ROWS, SHARP, Evidence
+from losslandscape.report.claims import DEFAULT_READING
+from losslandscape.report.rules import ADAM, FLAT, ROWS, SHARP, Evidence
 
 BOOK = Path(__file__).parent.parent / "book"
 DECAY = f"{FLAT}_wd_0.001"  # of the Flat row

@@ -12,9 +12,9 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from losslandscape.lab import studies
-from losslandscape.report import claims, falsifiers, sweep, sweep_claims
-from losslandscape.report.claims import Evidence
+from losslandscape.report import claims, falsifiers, rules, sweep, sweep_claims
 from losslandscape.report.falsifiers import f1, f2, f3, f4, f5, f6, falsify
+from losslandscape.report.rules import Evidence
 from losslandscape.report.statistics import Interval
 from losslandscape.report.sweep import (
     AXES,
@@ -530,8 +530,8 @@ class TestKnownTruth:
             m, t = make(table, lambda generator=generator: generator.normal(size=RUNS))
             psi = granulated(table, m, t, resamples=300).psi
             tau = tau_interval(table, m, t, resamples=300)
-            found["psi"].append(claims.interval_rule(psi, 0.2))
-            found["tau"].append(claims.interval_rule(tau, 0.2))
+            found["psi"].append(rules.interval_rule(psi, 0.2))
+            found["tau"].append(rules.interval_rule(tau, 0.2))
         return found
 
     def test_a_cause_is_found(self):
@@ -889,7 +889,7 @@ class TestJudges:
                 }
                 for seed in range(10)
             }
-            for place, name in enumerate(claims.ROWS)
+            for place, name in enumerate(rules.ROWS)
         }
         verdict = claims.judge("C31", recorded(three_configurations=runs))
         assert str(verdict) == words
@@ -903,7 +903,7 @@ class TestJudges:
         )
         runs = {
             name: {seed: {"history": [next(epochs) for _ in range(5)]} for seed in range(10)}
-            for name in claims.ROWS
+            for name in rules.ROWS
         }
         chance = (75 * 65 + 75 * 85) / 150**2
         kappa = claims.judge("C31", recorded(three_configurations=runs)).effects["kappa"]
@@ -966,7 +966,7 @@ class TestJudges:
         assert condition == "(no feasible number of runs would settle it)"
 
 
-LONG_RUNS = {claims.FLAT: {seed: {"checkpoints": []} for seed in range(5)}}
+LONG_RUNS = {rules.FLAT: {seed: {"checkpoints": []} for seed in range(5)}}
 
 
 def recorded(**found):

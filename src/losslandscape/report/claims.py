@@ -7,71 +7,34 @@ A claim whose runs are not all recorded gets the word ``waits``, whatever the ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from itertools import product
-from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import kendalltau
 
-from losslandscape.lab import records
 from losslandscape.lab.experiments.reconstruction import CANDIDATES
 from losslandscape.lab.studies import find_study
-from losslandscape.report import tables
+from losslandscape.report import sweep_claims
+from losslandscape.report.rules import (
+    ADAM,
+    FLAT,
+    JUDGES,
+    ROWS,
+    SHARP,
+    Evidence,
+    Finding,
+    Run,
+    Seeds,
+    Verdict,
+    common,
+    interval_rule,
+    judges,
+    mean_log,
+)
 from losslandscape.report.statistics import Interval, predict_run, t_interval
-
-SHARP, FLAT, ADAM = "Sharp_SGD_HighLR", "Flat_SGD_LowLR", "Adam_Default"
-ROWS = (SHARP, FLAT, ADAM)
-WORDS = ("holds", "holds if", "not supported", "refuted", "untestable here", "waits")
-
-Run = Mapping[str, Any]  # results of one run
-Seeds = list[list[Run]]  # per run seed, the runs of the configurations asked for
-Finding = tuple[str, str, dict[str, Any]]  # word, condition and effects of a Verdict
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the registered rule says about a claim.
-
-    Attributes:
-        claim: Its identifier.
-        word: One of :data:`WORDS`.
-        condition: What ``holds if`` depends on, or what a waiting claim waits for.
-        effects: The numbers the rule was applied to, by name.
-    """
-
-    claim: str
-    word: str
-    condition: str = ""
-    effects: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.word} {self.condition}".strip()
-
-
-def interval_rule(effect: Interval, threshold: float) -> str:
-    """Rule I: the claim predicts an effect above ``threshold``.
-
-    >>> interval_rule(Interval(1.0, 0.5, 1.5, 10), 0.2)
-    'holds'
-    >>> interval_rule(Interval(0.0, -0.1, 0.1, 10), 0.2)
-    'not supported'
-    """
-    if effect.low > threshold:
-        return "holds"
-    if effect.high < 0:
-        return "refuted"
-    if effect.high < threshold:
-        return "not supported"
-    return "untestable here"
-
-
-def common(words: Sequence[str]) -> str:
-    """The one word of several effects, ``untestable here`` if they differ."""
-    return words[0] if len(set(words)) == 1 else "untestable here"
 
 
 def prediction_rule(
@@ -91,35 +54,6 @@ def prediction_rule(
 AGREES = 0.05 / 9  # smallest p of rule P
 
 
-class Evidence:
-    """The recorded runs, read once per study."""
-
-    def __init__(self, root: Path | None = None) -> None:
-        self.root = root
-        self.paper = tables.reported(root)
-        self._studies: dict[str, dict[str, dict[int, Run]]] = {}
-
-    def runs(self, study: str) -> dict[str, dict[int, Run]]:
-        """All recorded results of a study, by configuration and run seed."""
-        if study not in self._studies:
-            found: dict[str, dict[int, Run]] = {}
-            for record in records.load_study(study, self.root):
-                found.setdefault(record.configuration, {})[record.seed] = record.results
-            self._studies[study] = found
-        return self._studies[study]
-
-    def rows(self, study: str, configurations: Sequence[str]) -> Seeds:
-        """Per run seed for which all the configurations are recorded, their results in order."""
-        runs = self.runs(study)
-        seeds = set.intersection(*(set(runs.get(name, {})) for name in configurations))
-        return [[runs[name][seed] for name in configurations] for seed in sorted(seeds)]
-
-
-Judge = Callable[[Evidence], Verdict]
-Rule = Callable[[Evidence, Seeds], Finding]
-JUDGES: dict[str, Judge] = {}
-
-
 def judge(claim: str, evidence: Evidence | None = None) -> Verdict:
     """The verdict of a claim by its registered rule, on the records at hand.
 
@@ -129,34 +63,7 @@ def judge(claim: str, evidence: Evidence | None = None) -> Verdict:
     return JUDGES[claim](evidence or Evidence())
 
 
-def _judges(
-    claim: str, study: str, configurations: Sequence[str] = ROWS
-) -> Callable[[Rule], Judge]:
-    """Register the rule of a claim that needs every run of a study.
-
-    The rule gets the run seeds that are complete; while some are missing, its numbers stand beside
-    the word ``waits``.
-    """
-
-    def register(rule: Rule) -> Judge:
-        def decide(evidence: Evidence) -> Verdict:
-            rows = evidence.rows(study, configurations)
-            asked = len(find_study(study).seeds)
-            waits = f"for {asked - len(rows)} of {asked} run seeds of {study}"
-            if len(rows) < 2:
-                return Verdict(claim, "waits", waits)
-            word, condition, effects = rule(evidence, rows)
-            if len(rows) < asked:
-                word, condition = "waits", waits
-            return Verdict(claim, word, condition, effects)
-
-        JUDGES[claim] = decide
-        return decide
-
-    return register
-
-
-@_judges("C2", "end_points")
+@judges("C2", "end_points")
 def c2(evidence: Evidence, seeds: Seeds) -> Finding:
     """The reported minima are minima: nothing is left to gain by training on."""
     passed = _polish_passes(seeds)
@@ -171,7 +78,7 @@ def c2(evidence: Evidence, seeds: Seeds) -> Finding:
     return "untestable here", "", effects
 
 
-@_judges("C26", "end_points")
+@judges("C26", "end_points")
 def c26(evidence: Evidence, seeds: Seeds) -> Finding:
     """The low learning rate ended in a minimum."""
     count = _polish_passes(seeds)[FLAT]
@@ -187,7 +94,7 @@ def _polish_passes(seeds: Seeds) -> dict[str, int]:
     }
 
 
-@_judges("C17", "end_points")
+@judges("C17", "end_points")
 def c17(evidence: Evidence, seeds: Seeds) -> Finding:
     """Power iteration is within 1 % after 50 products."""
     quick = {
@@ -208,7 +115,7 @@ def c17(evidence: Evidence, seeds: Seeds) -> Finding:
     return "not supported", "", effects
 
 
-@_judges("C18", "three_configurations")
+@judges("C18", "three_configurations")
 def c18(evidence: Evidence, seeds: Seeds) -> Finding:
     """Single batches do not overstate lambda_max."""
     effects = {
@@ -226,7 +133,7 @@ def c18(evidence: Evidence, seeds: Seeds) -> Finding:
 def _prediction(claim: str, name: str) -> None:
     """C20, C21 and C22: rule P, first under the default recipe, then under one other for all."""
 
-    @_judges(claim, "three_configurations")
+    @judges(claim, "three_configurations")
     def rule(evidence: Evidence, seeds: Seeds) -> Finding:
         place = ROWS.index(name)
         ends = [row[place]["history"][-1] for row in seeds]
@@ -334,7 +241,7 @@ def _agreement(evidence: Evidence, name: str, runs: Sequence[Run], epoch: int) -
 DESIGN = ("Flat_SGD_LowLR", "lr_0.001_wd_0", "lr_0.1_wd_0.01", "lr_0.1_wd_0")
 
 
-@_judges("C23", "unfinished_training", DESIGN)
+@judges("C23", "unfinished_training", DESIGN)
 def c23(evidence: Evidence, seeds: Seeds) -> Finding:
     """A low learning rate and a high weight decay make a network flatter, at equal loss."""
     if any(len(cell["level"]) < 5 for row in seeds for cell in row):
@@ -346,7 +253,7 @@ def c23(evidence: Evidence, seeds: Seeds) -> Finding:
 def design_effects(seeds: Seeds, *, checkpoints: int) -> dict[str, Interval]:
     """The two effects of C23: how much flatter a low rate, and a high decay, make the network."""
     logs = np.array(
-        [[_mean_log(cell["level"][:checkpoints], "lambda_max") for cell in row] for row in seeds]
+        [[mean_log(cell["level"][:checkpoints], "lambda_max") for cell in row] for row in seeds]
     )
     low_decayed, low, high_decayed, high = logs.T
     return {
@@ -355,15 +262,14 @@ def design_effects(seeds: Seeds, *, checkpoints: int) -> dict[str, Interval]:
     }
 
 
-@_judges("C24", "matched_loss", (SHARP, ADAM))
+@judges("C24", "matched_loss", (SHARP, ADAM))
 def c24(evidence: Evidence, seeds: Seeds) -> Finding:
     """Adam is flatter than plain SGD, at equal loss."""
     if any(len(run["level"]) < 5 for row in seeds for run in row):
         return "untestable here", "(a run never came to the common training loss)", {}
     effects = {
         name: t_interval(
-            _mean_log(sharp["level"], name) - _mean_log(adam["level"], name)
-            for sharp, adam in seeds
+            mean_log(sharp["level"], name) - mean_log(adam["level"], name) for sharp, adam in seeds
         )
         for name in ("lambda_max", "adaptive_lambda_max")
     }
@@ -390,11 +296,7 @@ def _two_effects(effects: Mapping[str, Interval], threshold: float) -> tuple[str
     return common(list(words.values())), ""
 
 
-def _mean_log(level: Sequence[Mapping[str, Any]], name: str) -> float:
-    return mean(math.log(row[name]["value"]) for row in level)
-
-
-@_judges("C25", "three_configurations")
+@judges("C25", "three_configurations")
 def c25(evidence: Evidence, seeds: Seeds) -> Finding:
     """The sharpest configuration has the largest gap."""
 
@@ -448,7 +350,7 @@ def sharper_and_better(checkpoints: Sequence[Mapping[str, Any]]) -> bool:
     )
 
 
-@_judges("C30", "end_points")
+@judges("C30", "end_points")
 def c30(evidence: Evidence, seeds: Seeds) -> Finding:
     """Flat is necessary, and not sufficient, for accurate."""
     lifted = [row[ROWS.index(ADAM)]["rescaled"] for row in seeds]
@@ -470,7 +372,7 @@ def c30(evidence: Evidence, seeds: Seeds) -> Finding:
     return "untestable here", "", effects
 
 
-@_judges("C34", "end_points", (FLAT, ADAM))
+@judges("C34", "end_points", (FLAT, ADAM))
 def c34(evidence: Evidence, seeds: Seeds) -> Finding:
     """A rescaling reverses the order of lambda_max and leaves B5-lambda alone."""
     above = sum(
@@ -515,7 +417,3 @@ def noise_slopes(evidence: Evidence) -> dict[str, list[float]]:
         ]
         for name in ROWS
     }
-
-
-# The judges that rest on the sweep and on the architecture study register themselves.
-from losslandscape.report import sweep_claims  # noqa: E402

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from losslandscape.report.claims import Evidence
+from losslandscape.report.rules import Evidence
 from losslandscape.report.statistics import Interval
 from losslandscape.report.sweep import (
     BASELINES,

@@ -23,11 +23,11 @@ from PIL import Image
 
 from losslandscape.lab import records
 from losslandscape.lab.studies import STUDIES
-from losslandscape.report import claims, sweep_claims  # noqa: F401, the second adds its judges
-from losslandscape.report.claims import JUDGES, WORDS, Evidence, Verdict
+from losslandscape.report import claims
 from losslandscape.report.falsifiers import Outcome, falsify
 from losslandscape.report.figures import ledger as drawing
 from losslandscape.report.live_claims import LIVE, Live, Numbers, c38, judge_live, leaves
+from losslandscape.report.rules import WORDS, Evidence, Run, Verdict
 from losslandscape.report.statistics import Interval
 
 VERDICTS, PICTURE = Path("verdicts.json"), Path("figures", "verdicts.png")  # below book/
@@ -67,7 +67,7 @@ class _Watched(Evidence):
         super().__init__(root)
         self.asked: dict[str, None] = {}
 
-    def runs(self, study: str) -> dict[str, dict[int, claims.Run]]:
+    def runs(self, study: str) -> dict[str, dict[int, Run]]:
         self.asked[study] = None
         return super().runs(study)
 
@@ -89,7 +89,7 @@ def evaluate(book: Path, measured: Measured) -> list[Row]:
         elif name == "C38":  # the last one: it scores the others
             verdict = c38({row.verdict.claim: row.verdict for row in rows})
         else:
-            verdict = JUDGES[name](evidence)
+            verdict = claims.judge(name, evidence)
         rows.append(Row(entry, verdict, _sources(entry, evidence)))
     return rows
 
@@ -226,7 +226,7 @@ def load_falsifiers(book: Path) -> list[tuple[Mapping[str, Any], list[Outcome]]]
 
 
 def counts(rows: Sequence[Row]) -> dict[str, int]:
-    """How many claims have each word, in the order of :data:`~.claims.WORDS`."""
+    """How many claims have each word, in the order of :data:`~.rules.WORDS`."""
     found = Counter(row.verdict.word for row in rows)
     return {word: found[word] for word in WORDS if found[word]}
 

@@ -35,14 +35,8 @@ from losslandscape.lab.studies import find_study, threads
 from losslandscape.lab.training import Recipe, predict, train
 from losslandscape.objective import Batch, LossFunction, gradient
 from losslandscape.operators import HessianOperator
-from losslandscape.report.claims import (
-    ROWS,
-    Evidence,
-    Finding,
-    Verdict,
-    noise_slopes,
-    power_disagrees,
-)
+from losslandscape.report.claims import noise_slopes, power_disagrees
+from losslandscape.report.rules import ROWS, Evidence, Finding, Verdict
 from losslandscape.report.statistics import t_interval
 from losslandscape.rescaling import rescale_relu
 from losslandscape.sgd_noise import batch_factor, shuffled_factor

@@ -10,17 +10,15 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
 from losslandscape.lab.studies import find_study
+from losslandscape.report.rules import Evidence
 from losslandscape.report.statistics import Interval
-
-if TYPE_CHECKING:
-    from losslandscape.report.claims import Evidence
 
 Array = NDArray[Any]
 

@@ -1,6 +1,6 @@
 """The registered tests that rest on the sweep and on the architecture study.
 
-Importing this module adds its judges to :data:`losslandscape.report.claims.JUDGES`.
+Importing this module adds its judges to :data:`losslandscape.report.rules.JUDGES`.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from losslandscape.report.claims import (
+from losslandscape.report.rules import (
     JUDGES,
     Evidence,
     Finding,
     Seeds,
     Verdict,
-    _judges,
-    _mean_log,
     common,
     interval_rule,
+    judges,
+    mean_log,
 )
 from losslandscape.report.statistics import Interval, t_interval
 from losslandscape.report.sweep import (
@@ -296,7 +296,7 @@ def _log_lambda(sweep: Sweep) -> Array:
     return np.log(values)
 
 
-@_judges("C31", "three_configurations")
+@judges("C31", "three_configurations")
 def c31(evidence: Evidence, seeds: Seeds) -> Finding:
     """The quality of a minimum may be read off its test loss."""
     from sklearn.metrics import cohen_kappa_score
@@ -376,7 +376,7 @@ DEPTHS = (2, 8)
 ARCHITECTURES = tuple(f"{variant}_{depth}" for variant in VARIANTS for depth in DEPTHS)
 
 
-@_judges("C35", "architecture", ARCHITECTURES)
+@judges("C35", "architecture", ARCHITECTURES)
 def c35(evidence: Evidence, seeds: Seeds) -> Finding:
     """Batch normalisation and residual connections lead to flatter minima."""
     short = sum(not run["reached"] for row in seeds for run in row)
@@ -386,7 +386,7 @@ def c35(evidence: Evidence, seeds: Seeds) -> Finding:
     loose = sum(found["residual"] > 1e-2 * abs(found["value"]) for found in sharpness)
     if loose:
         return "untestable here", f"(the residual of {loose} B4-lambda is too large)", {}
-    logs = np.array([[_mean_log(run["level"], "row_lambda_max") for run in row] for row in seeds])
+    logs = np.array([[mean_log(run["level"], "row_lambda_max") for run in row] for row in seeds])
     plain, normalised, residual = (
         logs[:, place : place + len(DEPTHS)].ravel() for place in (0, 2, 4)
     )
