@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from losslandscape.eigen import lanczos
 from losslandscape.lab.data import load_dataset
-from losslandscape.lab.experiments import end_points, matched_loss, reconstruction
+from losslandscape.lab.experiments import climbs, end_points, matched_loss, reconstruction
 from losslandscape.lab.models import cnn
 from losslandscape.lab.training import RECIPES, Recipe, fit, predict, steps
 from losslandscape.operators import HessianOperator
@@ -213,8 +213,25 @@ class TestReconstruction:
         assert results[0]["epochs"][0]["test_loss"] != results[1]["epochs"][0]["test_loss"]
 
 
+def test_a_climb_starts_along_the_gradient_and_the_sharpest_direction(digits):
+    settings = climbs.Settings(**SMALL, images=100, tol=1e-6, radii=(1e-6, 1e-2), steps=2)
+    result = climbs.measure(ADAM, digits, 0, settings)
+    model, data = trained(digits, ADAM), digits.stratified_subset(100)
+    assert result["lambda_max"]["value"] == pytest.approx(
+        float(dense_spectrum(model, data)[-1]), rel=1e-3
+    )
+    tiny, wider = result["rises"]
+    g, along_v = result["grad_norm"], result["slope"]
+    assert tiny[:2] == pytest.approx([1e-6 * g] * 2, rel=1e-3)  # downhill turns uphill
+    second = 1e-4 * result["lambda_max"]["value"] / 2
+    assert wider[2] > 0.9 * (1e-2 * along_v + second)
+    assert wider[3] > 0.9 * (-1e-2 * along_v + second)
+    json.dumps(result, allow_nan=False)
+
+
 def test_settings_and_recipes_are_json_ready():
     for item in (
+        climbs.Settings(),
         end_points.Settings(),
         matched_loss.Settings(),
         reconstruction.Settings(),

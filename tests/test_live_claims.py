@@ -64,7 +64,54 @@ class TestRules:
 
     def test_c8_is_refuted_by_digits_alone_or_waits(self):
         assert said("C8", {"r": [1.0, 1.02]}) == "refuted"
-        assert said("C8", {"r": [0.991, 1.009]}).startswith("waits for the climbs")
+        assert said("C8", {"r": [0.991, 1.009]}) == "waits for 10 of 10 run seeds of climbs"
+
+    @pytest.mark.parametrize(
+        ("sharp", "word"),
+        [
+            ((9.0, 3.0, 1.0, 1.09, 0.5, 0.5, 0.5), "holds"),
+            # near 1 twice, but not at two radii side by side
+            ((9.0, 1.0, 2.0, 1.09, 0.5, 0.5, 0.5), "holds if"),
+        ],
+    )
+    def test_c8_looks_for_two_adjacent_radii(self, sharp, word):
+        good = (9.0, 9.0, 9.0, 0.95, 1.05, 0.5, 0.5)
+        evidence = self.climbs({SHARP: sharp, FLAT: good, ADAM: good})
+        verdict = judge_live("C8", {"r": [1.0]}, evidence)
+        assert verdict.word == word
+        assert (f"{FLAT} and {ADAM}" in verdict.condition) == (word == "holds if")
+        assert verdict.effects[f"median r of {SHARP}"] == pytest.approx(sharp)
+
+    def test_c8_needs_all_runs_and_their_certificates(self):
+        good = (9.0, 9.0, 9.0, 0.95, 1.05, 0.5, 0.5)
+        evidence = self.climbs(dict.fromkeys(ROWS, good), loose=1)
+        assert "residual of 1 lambda" in str(judge_live("C8", {"r": [1.0]}, evidence))
+        del evidence.runs("climbs")[ADAM][3]
+        assert str(judge_live("C8", {"r": [1.0]}, evidence)).startswith("waits for 1 of 10")
+
+    @staticmethod
+    def climbs(ratios, loose=0):
+        """Ten runs per row with these ratios r at the registered radii, one or two odd ones out."""
+        radii = [10 ** (k / 2) for k in range(-6, 1)]
+        return MadeUp(
+            climbs={
+                name: [
+                    {
+                        "radii": radii,
+                        "rises": [
+                            [0.0, r * radius**2 * 8.0 / 2 * (7.0 if seed == 5 else 1.0), 0.0, -1.0]
+                            for radius, r in zip(radii, row, strict=True)
+                        ],
+                        "lambda_max": {
+                            "value": 8.0,
+                            "converged": seed >= loose or name != FLAT,
+                        },
+                    }
+                    for seed in range(10)
+                ]
+                for name, row in ratios.items()
+            }
+        )
 
     @pytest.mark.parametrize(
         ("violations", "pairs", "word"),

@@ -33,6 +33,7 @@ from losslandscape.report.rules import (
     interval_rule,
     judges,
     mean_log,
+    uncertified,
 )
 from losslandscape.report.statistics import Interval, predict_run, t_interval
 
@@ -115,7 +116,7 @@ def c17(evidence: Evidence, seeds: Seeds) -> Finding:
     return "not supported", "", effects
 
 
-@judges("C18", "three_configurations")
+@judges("C18", "three_configurations", certified={"lambda_max": 1e-3})
 def c18(evidence: Evidence, seeds: Seeds) -> Finding:
     """Single batches do not overstate lambda_max."""
     effects = {
@@ -241,7 +242,7 @@ def _agreement(evidence: Evidence, name: str, runs: Sequence[Run], epoch: int) -
 DESIGN = ("Flat_SGD_LowLR", "lr_0.001_wd_0", "lr_0.1_wd_0.01", "lr_0.1_wd_0")
 
 
-@judges("C23", "unfinished_training", DESIGN)
+@judges("C23", "unfinished_training", DESIGN, certified={"lambda_max": 1e-2})
 def c23(evidence: Evidence, seeds: Seeds) -> Finding:
     """A low learning rate and a high weight decay make a network flatter, at equal loss."""
     if any(len(cell["level"]) < 5 for row in seeds for cell in row):
@@ -262,7 +263,12 @@ def design_effects(seeds: Seeds, *, checkpoints: int) -> dict[str, Interval]:
     }
 
 
-@judges("C24", "matched_loss", (SHARP, ADAM))
+@judges(
+    "C24",
+    "matched_loss",
+    (SHARP, ADAM),
+    certified={"lambda_max": 1e-2, "adaptive_lambda_max": 1e-2},
+)
 def c24(evidence: Evidence, seeds: Seeds) -> Finding:
     """Adam is flatter than plain SGD, at equal loss."""
     if any(len(run["level"]) < 5 for row in seeds for run in row):
@@ -326,6 +332,9 @@ def c28(evidence: Evidence) -> Verdict:
     """Within one run, sharper is worse."""
     runs = evidence.runs("unfinished_training").get(FLAT, {})
     asked = len(find_study("unfinished_training").seeds)
+    loose = uncertified(runs.values(), {"lambda_max": 1e-2})
+    if loose:
+        return Verdict("C28", "untestable here", loose)
     count = sum(sharper_and_better(run["checkpoints"]) for run in runs.values())
     effects = {"long runs with a sharper, better epoch": count, "long runs": len(runs)}
     if count >= 4:  # further runs cannot take it back
@@ -350,7 +359,7 @@ def sharper_and_better(checkpoints: Sequence[Mapping[str, Any]]) -> bool:
     )
 
 
-@judges("C30", "end_points")
+@judges("C30", "end_points", certified={"lambda_max": 1e-3})
 def c30(evidence: Evidence, seeds: Seeds) -> Finding:
     """Flat is necessary, and not sufficient, for accurate."""
     lifted = [row[ROWS.index(ADAM)]["rescaled"] for row in seeds]
@@ -372,7 +381,12 @@ def c30(evidence: Evidence, seeds: Seeds) -> Finding:
     return "untestable here", "", effects
 
 
-@judges("C34", "end_points", (FLAT, ADAM))
+@judges(
+    "C34",
+    "end_points",
+    (FLAT, ADAM),
+    certified={"lambda_max": 1e-3, "adaptive_lambda_max": 1e-2},
+)
 def c34(evidence: Evidence, seeds: Seeds) -> Finding:
     """A rescaling reverses the order of lambda_max and leaves B5-lambda alone."""
     above = sum(
@@ -402,6 +416,20 @@ def power_disagrees(evidence: Evidence) -> list[str]:
         if abs(run["power"]["power"]["value"] - run["power"]["lanczos"]["value"])
         > run["power"]["power"]["residual"] + run["power"]["lanczos"]["residual"]
     ]
+
+
+def climb_ratios(evidence: Evidence) -> dict[str, list[list[float]]]:
+    """Statistic r of C8 per row, run and radius: the rise found over ``eps**2 lambda / 2``."""
+    return {
+        name: [
+            [
+                max(rises) / (radius**2 * run["lambda_max"]["value"] / 2)
+                for radius, rises in zip(run["radii"], run["rises"], strict=True)
+            ]
+            for run in evidence.runs("climbs").get(name, {}).values()
+        ]
+        for name in ROWS
+    }
 
 
 def noise_slopes(evidence: Evidence) -> dict[str, list[float]]:

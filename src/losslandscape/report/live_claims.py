@@ -35,7 +35,7 @@ from losslandscape.lab.studies import find_study, threads
 from losslandscape.lab.training import Recipe, predict, train
 from losslandscape.objective import Batch, LossFunction, gradient
 from losslandscape.operators import HessianOperator
-from losslandscape.report.claims import noise_slopes, power_disagrees
+from losslandscape.report.claims import climb_ratios, noise_slopes, power_disagrees
 from losslandscape.report.rules import ROWS, Evidence, Finding, Verdict
 from losslandscape.report.statistics import t_interval
 from losslandscape.rescaling import rescale_relu
@@ -367,7 +367,26 @@ def c8(found: Numbers, evidence: Evidence) -> Finding:
     effects = {"r on digits": found["r"]}
     if any(abs(r - 1) > 0.01 for r in found["r"]):
         return "refuted", "", effects
-    return "waits", "for the climbs from 30 end points, a study not yet run", effects
+    climbs = {name: ratios for name, ratios in climb_ratios(evidence).items() if ratios}
+    r = {name: np.median(ratios, axis=0) for name, ratios in climbs.items()}
+    effects |= {f"median r of {name}": medians.tolist() for name, medians in r.items()}
+    asked = len(find_study("climbs").seeds)
+    done = min(len(climbs.get(name, [])) for name in ROWS)
+    if done < asked:
+        return "waits", f"for {asked - done} of {asked} run seeds of climbs", effects
+    loose = sum(
+        not run["lambda_max"]["converged"]
+        for runs in evidence.runs("climbs").values()
+        for run in runs.values()
+    )
+    if loose:
+        return "untestable here", f"(the residual of {loose} lambda is too large)", effects
+    near = {name: np.abs(medians - 1) <= 0.1 for name, medians in r.items()}
+    passing = [name for name in ROWS if (near[name][1:] & near[name][:-1]).any()]
+    if len(passing) == len(ROWS):
+        return "holds", "", effects
+    rows = " and ".join(passing) or "none"
+    return "holds if", f"norm(g) << eps lambda/2 (rows that pass: {rows})", effects
 
 
 def bounds_and_pairs() -> Numbers:

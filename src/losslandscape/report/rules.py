@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
 from losslandscape.lab import records
@@ -98,11 +99,52 @@ Rule = Callable[[Evidence, Seeds], Finding]
 JUDGES: dict[str, Judge] = {}
 
 
-def judges(claim: str, study: str, configurations: Sequence[str] = ROWS) -> Callable[[Rule], Judge]:
+def uncertified(runs: Iterable[Run], tolerances: Mapping[str, float]) -> str:
+    """How many eigenvalues of these names have too large a residual, in brackets; "" if none.
+
+    >>> uncertified([{"at": [{"lambda_max": {"value": 2, "residual": 1}}]}], {"lambda_max": 0.01})
+    '(the residual of 1 eigenvalue is too large)'
+    """
+    count = sum(
+        found["residual"] > tolerances[name] * abs(found["value"])
+        for run in runs
+        for name, found in _named(run)
+        if name in tolerances
+    )
+    plural = "s" if count > 1 else ""
+    return f"(the residual of {count} eigenvalue{plural} is too large)" if count else ""
+
+
+def _named(results: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """All mappings within the results of a run, with their names."""
+    if isinstance(results, Mapping):
+        for name, found in results.items():
+            if isinstance(found, Mapping):
+                yield name, found
+            yield from _named(found)
+    elif isinstance(results, list):
+        for found in results:
+            yield from _named(found)
+
+
+def judges(
+    claim: str,
+    study: str,
+    configurations: Sequence[str] = ROWS,
+    *,
+    certified: Mapping[str, float] = MappingProxyType({}),
+) -> Callable[[Rule], Judge]:
     """Register the rule of a claim that needs every run of a study.
 
     The rule gets the run seeds that are complete; while some are missing, its numbers stand beside
     the word ``waits``.
+
+    Args:
+        claim: Its identifier.
+        study: The study that decides it.
+        configurations: Those that the rule compares.
+        certified: Eigenvalues that the rule reads, by name, and their largest relative residual:
+            an instrument check.
     """
 
     def register(rule: Rule) -> Judge:
@@ -112,6 +154,9 @@ def judges(claim: str, study: str, configurations: Sequence[str] = ROWS) -> Call
             waits = f"for {asked - len(rows)} of {asked} run seeds of {study}"
             if len(rows) < 2:
                 return Verdict(claim, "waits", waits)
+            loose = uncertified([run for row in rows for run in row], certified)
+            if loose:
+                return Verdict(claim, "untestable here", loose)
             word, condition, effects = rule(evidence, rows)
             if len(rows) < asked:
                 word, condition = "waits", waits
