@@ -309,7 +309,7 @@ class TestMeasures:
         runs = live_claims._softmax_sgd(model, 0.01, 0, chains=2, steps=2)
         start, after = list(runs)
         assert torch.equal(start, torch.zeros(2, 650, dtype=torch.float64))
-        data = live_claims._digits()
+        data = live_claims.digits()
         rows = torch.randint(1437, (2, 16), generator=torch.Generator().manual_seed(0))
         for chain in range(2):
             batch = (data.x_train[rows[chain]], data.y_train[rows[chain]])
@@ -327,7 +327,7 @@ class TestMeasures:
         assert found == pytest.approx([-0.13] * 5, abs=0.25)
 
     def test_pixels_lie_between_zero_and_one(self):
-        data = live_claims._digits()
+        data = live_claims.digits()
         assert (float(data.x_train.min()), float(data.x_train.max())) == (0.0, 1.0)
         assert torch.allclose(16 * data.x_train, (16 * data.x_train).round(), atol=1e-5)
 

@@ -1050,11 +1050,11 @@ class TestFalsifiers:
         assert f3("clean", arms(Truth(**truth))).word == word
 
     def test_f4(self):
-        steady, moved = f4({"B5-lambda": ["A"] * 6, "lambda": ["A", "A", "B", "B", "A", "A"]})
+        steady, moved = f4({"B5-lambda": [1] * 6, "lambda": [1, 1, -1, -1, 1, 1]})
         assert (steady.word, moved.word) == ("sound", "unsound")
         assert moved.reason == "2 of 5 rescalings change its verdict"
         with pytest.raises(ValueError, match="B8 has 2 verdicts: give one, and five rescaled"):
-            f4({"B8": ["A", "A"]})
+            f4({"B8": [1, 1]})
 
     def test_f5(self):
         tables = arms(Truth(gap=follows("lam")))

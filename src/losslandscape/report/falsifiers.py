@@ -1,4 +1,6 @@
-"""The registered falsifiers F1 to F6 of the refined framework, evaluated on ``validation_sweep``.
+"""The registered falsifiers F1 to F6 of the refined framework.
+
+F4 is evaluated on two networks trained here, the others on ``validation_sweep``.
 
 Statement, test and threshold of each stand in ``book/claims.yml``; here they are code.
 Their intervals are 95 % cluster bootstraps.
@@ -11,7 +13,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 
+from losslandscape.framework import Assessment, Thresholds, assess, compare
+from losslandscape.lab.experiments.validation import Settings, SweepRecipe, train_to_band
+from losslandscape.lab.models import mlp
+from losslandscape.report.live_claims import NARROW, Numbers, Statistic, digits
 from losslandscape.report.rules import Evidence
 from losslandscape.report.statistics import Interval
 from losslandscape.report.sweep import (
@@ -28,6 +37,7 @@ from losslandscape.report.sweep import (
     tau_change,
     tau_interval,
 )
+from losslandscape.rescaling import rescale_relu
 
 ARMS = ("clean", "noisy")
 RELATIVE = ("B5-lambda", "B7", "B8")  # the measures of relative flatness that F2 names
@@ -66,7 +76,7 @@ class Outcome:
 def falsify(evidence: Evidence | None = None) -> list[Outcome]:
     """F1, F2, F3, F5 in each arm and F6 for each measure; all wait until both arms are recorded.
 
-    F4 needs networks to rescale, not records: see :func:`f4`.
+    F4 needs networks to rescale, not records: see :func:`f4` and :data:`F4`.
     """
     evidence = evidence or Evidence()
     arms = {arm: load_sweep(evidence, arm) for arm in ARMS}
@@ -170,17 +180,17 @@ def f3(arm: str, arms: Mapping[str, Sweep]) -> Outcome:
     )
 
 
-def f4(verdicts: Mapping[str, Sequence[str]]) -> list[Outcome]:
+def f4(verdicts: Mapping[str, Sequence[float]]) -> list[Outcome]:
     """Verdicts of the framework do not depend on the parametrisation.
 
     Args:
         verdicts: For each measure the verdict on two models before, and after each of 5 random
-            function-preserving rescalings.
+            function-preserving rescalings: 1 for the first one, -1 for the second one, 0 for none.
 
     Raises:
         ValueError: A measure has not six verdicts.
 
-    >>> [outcome.word for outcome in f4({"lambda": ["A", "B", "A", "A", "A", "A"]})]
+    >>> [outcome.word for outcome in f4({"lambda": [1, -1, 1, 1, 1, 1]})]
     ['unsound']
     """
     for name, words in verdicts.items():
@@ -197,6 +207,57 @@ def f4(verdicts: Mapping[str, Sequence[str]]) -> list[Outcome]:
         for name, (before, *after) in verdicts.items()
         for changed in [sum(word != before for word in after)]
     ]
+
+
+def rescaled_verdicts(rescalings: int = 5) -> Numbers:
+    """What F4 needs: the verdicts on SGD and Adam, of equal training loss, before and after.
+
+    Both networks are small, with two hidden layers, trained on digits until their training loss is
+    in the stop band of the sweep, and all their layers are rescaled at random. ``lambda_max``,
+    which the framework gives no vote, stands beside the measures that have one.
+
+    Returns:
+        Per measure, and for the comparison as a whole, 1 + ``rescalings`` verdicts as for
+        :func:`f4`.
+    """
+    data = digits()
+    batch = (data.x_train, data.y_train)
+    networks = []
+    for optimizer, lr in (("sgd", 0.1), ("adam", 1e-3)):
+        model = mlp(NARROW, activation=nn.ReLU, seed=0)
+        recipe = SweepRecipe(optimizer, "clean", optimizer, lr, 16, 0.0, (1, 1), 1)
+        stop = train_to_band(model, recipe, data, 0, Settings())
+        if not stop.reached:
+            raise RuntimeError(f"{optimizer} did not come to the training loss: {stop.reason}")
+        networks.append(model)
+
+    def judge(model: nn.Module) -> Assessment:
+        limits = Thresholds(loss=0.05, fall=0.02)
+        return assess(model, cross_entropy, batch, thresholds=limits, rescalings=0, progress=False)
+
+    def verdicts(models: Sequence[nn.Module]) -> dict[str, int]:
+        first, second = map(judge, models)
+        found = compare(first, second)
+        tops = [one.measures["lambda_max"].value for one in (first, second)]
+        side = {"a": 1, "b": -1, "": 0, "a-flatter": 1, "b-flatter": -1, "undecided": 0}
+        return {
+            "the comparison": side[found.verdict],
+            **{name: side[contrast.vote] for name, contrast in found.contrasts.items()},
+            "lambda_max": 1 if tops[0] < tops[1] else -1,
+        }
+
+    generator = torch.Generator().manual_seed(0)
+
+    def factors() -> list[float]:
+        return (10 ** (2 * torch.rand(len(NARROW) - 2, generator=generator) - 1)).tolist()
+
+    rows = [verdicts(networks)]
+    for _ in range(rescalings):
+        rows.append(verdicts([rescale_relu(model, factors()) for model in networks]))
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+F4 = Statistic(measure=rescaled_verdicts, slow=True)
 
 
 def passes_gate(sweep: Sweep) -> Array:

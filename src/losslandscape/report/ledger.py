@@ -24,9 +24,9 @@ from PIL import Image
 from losslandscape.lab import records
 from losslandscape.lab.studies import STUDIES
 from losslandscape.report import claims
-from losslandscape.report.falsifiers import Outcome, falsify
+from losslandscape.report.falsifiers import F4, Outcome, f4, falsify
 from losslandscape.report.figures import ledger as drawing
-from losslandscape.report.live_claims import LIVE, Live, Numbers, c38, judge_live, leaves
+from losslandscape.report.live_claims import LIVE, Numbers, Statistic, c38, judge_live, leaves
 from losslandscape.report.rules import WORDS, Evidence, Run, Verdict
 from losslandscape.report.statistics import Interval
 
@@ -42,6 +42,7 @@ SOURCES = {
 RELATIVE = 0.02  # what a live number may move from one machine to another, beside its slack
 _KEY = "Description"  # the PNG text field that holds the fingerprint
 
+MEASURED: Mapping[str, Statistic] = {**LIVE, "F4": F4}
 Measured = Mapping[str, Mapping[str, Any]]  # claim -> numbers, and the fingerprint of their code
 
 
@@ -94,10 +95,10 @@ def evaluate(book: Path, measured: Measured) -> list[Row]:
     return rows
 
 
-def outcomes(book: Path) -> dict[str, list[dict[str, Any]]]:
-    """What each falsifier says, by arm or by measure; one without an outcome waits."""
+def outcomes(book: Path, measured: Measured) -> dict[str, list[dict[str, Any]]]:
+    """What each falsifier says, by arm or by measure."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for outcome in falsify(Evidence(book / "records")):
+    for outcome in (*falsify(Evidence(book / "records")), *f4(measured["F4"]["numbers"])):
         found.setdefault(outcome.falsifier, []).append(asdict(outcome))
     return found
 
@@ -121,7 +122,7 @@ def measure(stored: Measured, *, everything: bool = False) -> dict[str, dict[str
     A number that has not moved beyond its tolerance keeps its stored digits.
     """
     found = {}
-    for name, live in LIVE.items():
+    for name, live in MEASURED.items():
         old, code = stored.get(name), code_of(live)
         if live.slow and not everything and old is not None and old["code"] == code:
             found[name] = dict(old)
@@ -134,7 +135,7 @@ def measure(stored: Measured, *, everything: bool = False) -> dict[str, dict[str
     return found
 
 
-def code_of(live: Live) -> str:
+def code_of(live: Statistic) -> str:
     """Hash of the code that measures, as far as it can be followed by name."""
     parts = records.shaping_code(live.measure, "losslandscape")
     return hashlib.sha256("\n".join(parts[name] for name in sorted(parts)).encode()).hexdigest()
@@ -164,7 +165,7 @@ def update(book: Path, *, everything: bool = False) -> list[Row]:
     measured = measure(stored, everything=everything)
     rows = evaluate(book, measured)
     verdicts = {row.verdict.claim: {**_plain(row.verdict), "data": row.data} for row in rows}
-    content = {"verdicts": verdicts, "falsifiers": outcomes(book), "measured": measured}
+    content = {"verdicts": verdicts, "falsifiers": outcomes(book, measured), "measured": measured}
     records.write(content, path)
     draw(book)
     return rows

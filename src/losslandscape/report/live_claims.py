@@ -50,13 +50,12 @@ SEEDS = (0, 1, 2, 3, 4)
 SIZES, NARROW = (64, 32, 10), (64, 16, 16, 10)  # both below 3 000 parameters
 
 
-@dataclass(frozen=True)
-class Live:
-    """How a claim is measured and judged.
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """How a registered statistic is measured without records.
 
     Attributes:
         measure: The registered statistic.
-        rule: The registered verdict, from these numbers and the records.
         slow: It takes more than a few seconds, or a clock: its numbers are kept, and measured
             again when its code changes.
         slack: How far a number may move when it is measured again, beside two per cent of it:
@@ -64,9 +63,19 @@ class Live:
     """
 
     measure: Callable[[], Numbers]
-    rule: Rule
     slow: bool = False
     slack: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Live(Statistic):
+    """How a claim is measured and judged.
+
+    Attributes:
+        rule: The registered verdict, from these numbers and the records.
+    """
+
+    rule: Rule
 
 
 LIVE: dict[str, Live] = {}
@@ -78,7 +87,7 @@ def _rule_of(
     """Register the decorated rule, with the measurement it takes, as that of a claim."""
 
     def register(rule: Rule) -> Rule:
-        LIVE[claim] = Live(measure, rule, slow, slack)
+        LIVE[claim] = Live(measure=measure, rule=rule, slow=slow, slack=slack)
         return rule
 
     return register
@@ -88,7 +97,7 @@ def _nothing() -> Numbers:
     return {}
 
 
-def _digits() -> Dataset:
+def digits() -> Dataset:
     """Digits in ``float64``, pixels divided by 16."""
     data = load_dataset("digits").to(torch.float64)
     low, high = data.x_train.min(), data.x_train.max()
@@ -101,7 +110,7 @@ def _trained(activation: type[nn.Module], seed: int) -> nn.Sequential:
     """A network of the registered size after fifteen epochs of Adam; to be left as it is."""
     model = mlp(SIZES, activation=activation, seed=seed)
     adam = Recipe("Adam", "adam", lr=1e-3, epochs=15)
-    train(adam, _digits(), seed=seed, model=model, progress=False)
+    train(adam, digits(), seed=seed, model=model, progress=False)
     return model
 
 
@@ -110,7 +119,7 @@ def _trained(activation: type[nn.Module], seed: int) -> nn.Sequential:
 
 def taylor_slopes() -> Numbers:
     """C1: per network, the median slope of the remainders of order 0, 1 and 2."""
-    batch = _digits().stratified_subset(512)
+    batch = digits().stratified_subset(512)
     radii = torch.logspace(-2, -1, 9, dtype=torch.float64)
 
     def slopes(activation: type[nn.Module], seed: int) -> list[float]:
@@ -147,7 +156,7 @@ def c1(found: Numbers, evidence: Evidence) -> Finding:
 
 def curvature_differences() -> Numbers:
     """C3: largest relative difference of three curvatures, at initial and trained weights."""
-    batch = _digits().stratified_subset(512)
+    batch = digits().stratified_subset(512)
     networks = [mlp(SIZES, seed=seed) for seed in SEEDS] + [_trained(nn.Tanh, s) for s in SEEDS]
     return {"difference": [_largest_difference(model, batch) for model in networks]}
 
@@ -198,7 +207,7 @@ class _SummedHessian:
 @cache
 def _pairs() -> list[tuple[nn.Sequential, nn.Module, float, float]]:
     """ReLU networks and their twins under T_10, with lambda_max of both."""
-    batch = _digits().stratified_subset(512)
+    batch = digits().stratified_subset(512)
 
     def top(model: nn.Module) -> float:
         return _top(HessianOperator(model, cross_entropy, batch))
@@ -217,7 +226,7 @@ def _top(operator: Any, tol: float = 1e-6) -> float:
 
 def reduction_and_rescaling() -> Numbers:
     """C4: lambda_max of the summed loss, and of the twin, over what it was."""
-    batch = _digits().stratified_subset(512)
+    batch = digits().stratified_subset(512)
     n = len(batch[1])
     return {
         "reduction": [_top(_SummedHessian(a, batch)) / (n * low) - 1 for a, _, low, _ in _pairs()],
@@ -245,7 +254,7 @@ def c6(found: Numbers, evidence: Evidence) -> Finding:
 
 def rescaled_rises() -> Numbers:
     """C7: largest rise within .1 after T_a over that before, a = .1 and 10."""
-    batch = _digits().stratified_subset(1024)
+    batch = digits().stratified_subset(1024)
 
     def rise(model: nn.Module) -> float:
         found = loss_sharpness(model, cross_entropy, batch, 0.1, steps=30, chunk_size=1024)
@@ -270,7 +279,7 @@ def c7(found: Numbers, evidence: Evidence) -> Finding:
 
 def logits_and_curvature() -> Numbers:
     """C10: relative change of the logits, and of lambda_max, under T_10."""
-    images = torch.cat([_digits().x_train, _digits().x_test])
+    images = torch.cat([digits().x_train, digits().x_test])
 
     def change(a: nn.Module, b: nn.Module) -> float:
         before, after = predict(a, images), predict(b, images)
@@ -307,7 +316,7 @@ def c10(found: Numbers, evidence: Evidence) -> Finding:
 
 def eq4_ratios() -> Numbers:
     """C8 on digits: r at epsilon = 1e-3 where the gradient of the penalised loss vanishes."""
-    batch, epsilon, ratios = _digits().stratified_subset(1024), 1e-3, []
+    batch, epsilon, ratios = digits().stratified_subset(1024), 1e-3, []
     for seed in SEEDS:
         model = mlp(SIZES, seed=seed)
         loss_fn = _penalised(model)
@@ -492,7 +501,7 @@ def c11(found: Numbers, evidence: Evidence) -> Finding:
 
 def _inputs() -> tuple[Tensor, Tensor]:
     """Training images as rows with a constant 1, (1437, 65), and their labels."""
-    images, labels = _digits().x_train, _digits().y_train
+    images, labels = digits().x_train, digits().y_train
     ones = torch.ones(len(labels), 1, dtype=torch.float64)
     return torch.cat([images.flatten(1), ones], dim=1), labels
 
@@ -501,7 +510,7 @@ def variance_slopes(chains: int = 20, burn_in: int = 600, steps: int = 2000) -> 
     """C12 on digits: slope s of ln variance on ln curvature, softmax regression, per run seed."""
     decay = 1e-2
     model = mlp((64, 10), seed=0)
-    batch = (_digits().x_train, _digits().y_train)
+    batch = (digits().x_train, digits().y_train)
     stationary_point(model, cross_entropy, batch, weight_decay=decay)
     size = sum(p.numel() for p in model.parameters())
     identity = torch.eye(size, dtype=torch.float64)
@@ -639,7 +648,7 @@ def c14(found: Numbers, evidence: Evidence) -> Finding:
 def product_errors() -> Numbers:
     """C15: error and asymmetry of the products per network, and their time in gradients."""
     networks = [mlp(NARROW, activation=nn.ReLU, seed=seed) for seed in SEEDS]
-    few, every = _digits().stratified_subset(300), (_digits().x_train, _digits().y_train)
+    few, every = digits().stratified_subset(300), (digits().x_train, digits().y_train)
     errors = [_error_and_asymmetry(model, few, seed) for seed, model in enumerate(networks)]
     with threads(1):
         costs = [_cost_of_product(model, every) for model in networks]
@@ -715,7 +724,7 @@ def c15(found: Numbers, evidence: Evidence) -> Finding:
 
 def power_against_lanczos() -> Numbers:
     """C16 (a) and (b): residuals of settled runs, and networks where the two methods differ."""
-    batch = (_digits().x_train, _digits().y_train)
+    batch = (digits().x_train, digits().y_train)
     losses: dict[str, LossFunction] = {
         "cross-entropy": cross_entropy,
         "squared error": _squared_error,
