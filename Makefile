@@ -10,12 +10,15 @@ INSTALLED := $(VENV)/.losslandscape-installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book notebooks test lint bench clean
+.PHONY: help doctor setup book notebooks test lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 	@echo
 	@echo "make book DATASET=mnist SEEDS=3   the same book with other parameters, in _build/ only"
+
+doctor:  ## Tell what this computer lacks, and what to do about it
+	@$(PYTHON) src/losslandscape/doctor.py --venv $(VENV)
 
 setup: $(INSTALLED)  ## Create .venv with the pinned packages (PYTHON=python3.12 picks the interpreter)
 
