@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from test_book_pages import DESK, HTML, PHONE, browser, why_not  # noqa: F401
 
 from losslandscape.lab import records
-from losslandscape.report import ledger, rules
+from losslandscape.report import ledger, registration, rules
 from losslandscape.report.figures import ledger as drawing
 from losslandscape.report.live_claims import LIVE, leaves
 from losslandscape.report.rules import WORDS
@@ -39,7 +39,7 @@ def book(tmp_path):
 
 class TestCommitted:
     def test_each_claim_has_one_judge(self):
-        names = {entry["id"] for entry in ledger.registered(BOOK)["claims"]}
+        names = {entry["id"] for entry in registration.load(BOOK)["claims"]}
         assert set(LIVE) | set(rules.JUDGES) | {"C38"} == names
         assert not set(LIVE) & set(rules.JUDGES)
 

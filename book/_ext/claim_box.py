@@ -7,15 +7,15 @@ definitions.
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+
+from losslandscape.report import registration
 
 CLAIMS = Path("book", "claims.yml")  # below the folder of the sources
 PARTS = {"statistic": "Statistic", "threshold": "Threshold", "verdict": "Verdict rule"}
@@ -72,16 +72,9 @@ def _read(directive: SphinxDirective) -> dict[str, Any]:
     path = Path(directive.env.srcdir) / CLAIMS
     directive.env.note_dependency(str(path))
     try:
-        return _parsed(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        message = f"{CLAIMS.as_posix()} is missing: {directive.name} reads it"
-        raise directive.error(message) from None
-
-
-@functools.cache
-def _parsed(text: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(text)
-    return content
+        return registration.load(path.parent)
+    except registration.RegistrationError as error:
+        raise directive.error(f"{error} ({directive.name} reads it)") from None
 
 
 def _test(claim: dict[str, Any]) -> list[nodes.Node]:

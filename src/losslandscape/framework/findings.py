@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -190,21 +192,15 @@ class Assessment:
             ValueError: Something is missing, too much or of the wrong kind.
         """
         try:
-            parts = dict(found)
-            parts["checks"] = tuple(Check(**check) for check in parts["checks"])
-            parts["measures"] = {name: _measure(m) for name, m in parts["measures"].items()}
-            parts["stability"] = Stability(**parts["stability"])
-            orbit = dict(parts["orbit"])
-            for name in ("lambda_max_range", "gate_moved"):
-                orbit[name] = math.nan if orbit[name] is None else float(orbit[name])
-            parts["orbit"] = OrbitCheck(**orbit)
-            parts["thresholds"] = Thresholds(**parts["thresholds"])
-            for name in ("reasons", "notes"):
-                parts[name] = tuple(str(text) for text in parts[name])
-            return cls(**parts)
-        except (TypeError, KeyError, AttributeError, RuntimeError, ValueError) as error:
+            read: Assessment = _read(cls, found)
+        except (TypeError, KeyError, ValueError, OverflowError, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"this is no assessment: {reason}") from error
+        unknown = sorted(set(read.measures) - set(MEASURES))
+        if unknown or read.verdict not in VERDICTS or not read.reasons:
+            what = f"measures {unknown}" if unknown else f"verdict {read.verdict!r} without reason"
+            raise ValueError(f"this is no assessment: {what}")
+        return read
 
     def __str__(self) -> str:
         from losslandscape.framework.cards import as_text
@@ -222,15 +218,42 @@ class Assessment:
         return html(self)
 
 
-def _measure(found: Mapping[str, Any]) -> Measure:
-    parts = dict(found)
-    if parts["samples"] is not None:
-        parts["samples"] = torch.tensor(parts["samples"], dtype=torch.float64)
-        if parts["samples"].ndim != 2:
+def _read(kind: Any, found: Any) -> Any:
+    """What :func:`~.cards.plain` made of an object of this kind, as such an object again.
+
+    Raises:
+        TypeError, KeyError, ValueError: It is of another kind, too little or too much.
+    """
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if not isinstance(found, Mapping) or set(found) != set(hints):
+            raise TypeError(f"a {kind.__name__} has {', '.join(hints)}")
+        return kind(**{name: _read(hint, found[name]) for name, hint in hints.items()})
+    if kind is Tensor:
+        table = torch.tensor(found, dtype=torch.float64)
+        if table.ndim != 2:
             raise ValueError("the samples of a measure must be a table")
-    for name in ("value", "low", "high"):
-        parts[name] = math.nan if parts[name] is None else float(parts[name])
-    return Measure(**parts)
+        return table
+    if kind is float:  # None stands for a number that is not finite
+        if found is not None and (isinstance(found, bool) or not isinstance(found, (int, float))):
+            raise TypeError(f"{found!r} is no number")
+        return math.nan if found is None else float(found)
+    if kind in (str, bool, int):
+        if type(found) is not kind:
+            raise TypeError(f"{found!r} is no {kind.__name__}")
+        return found
+    inner = get_args(kind)
+    if NoneType in inner:
+        return None if found is None else _read(inner[0], found)
+    if get_origin(kind) is tuple:
+        return tuple(_read(inner[0], part) for part in _as(list, found))
+    return {_read(str, name): _read(inner[1], part) for name, part in _as(dict, found).items()}
+
+
+def _as(kind: type, found: Any) -> Any:
+    if not isinstance(found, kind):
+        raise TypeError(f"{found!r} is no {kind.__name__}")
+    return found
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -146,9 +146,14 @@ def load(path: str | os.PathLike[str]) -> Record:
         UnreadableRecordError: It is written in a newer format, or the system refuses to read it.
     """
     try:
-        return Record(**read(path))
+        record = Record(**read(path))
     except TypeError as error:
         raise RecordError(f"{path}: fields are missing or unknown ({error})") from error
+    for field in fields(Record):
+        kind = {"str": str, "int": int}.get(str(field.type), dict)
+        if not isinstance(getattr(record, field.name), kind):
+            raise RecordError(f"{path}: {field.name!r} is of the wrong kind")
+    return record
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

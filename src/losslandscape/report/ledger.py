@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 from PIL import Image
 
 from losslandscape.lab import records
 from losslandscape.lab.studies import STUDIES
-from losslandscape.report import claims
+from losslandscape.report import claims, registration
 from losslandscape.report.falsifiers import F4, Outcome, f4, falsify
 from losslandscape.report.figures import ledger as drawing
 from losslandscape.report.live_claims import LIVE, Numbers, Statistic, c38, judge_live, leaves
@@ -73,16 +72,10 @@ class _Watched(Evidence):
         return super().runs(study)
 
 
-def registered(book: Path) -> dict[str, Any]:
-    """``book/claims.yml``."""
-    content: dict[str, Any] = yaml.safe_load((book / "claims.yml").read_text(encoding="utf-8"))
-    return content
-
-
 def evaluate(book: Path, measured: Measured) -> list[Row]:
     """Every claim by its rule, in the order of the registration."""
     evidence, rows = _Watched(book / "records"), list[Row]()
-    for entry in registered(book)["claims"]:
+    for entry in registration.load(book)["claims"]:
         name = entry["id"]
         evidence.asked.clear()
         if name in LIVE:
@@ -185,7 +178,7 @@ def load(book: Path) -> list[Row]:
         ValueError: It lacks a claim.
     """
     stored = records.read(book / VERDICTS)["verdicts"]
-    entries = registered(book)["claims"]
+    entries = registration.load(book)["claims"]
     missing = [entry["id"] for entry in entries if entry["id"] not in stored]
     if missing:
         raise ValueError(
@@ -222,7 +215,7 @@ def load_falsifiers(book: Path) -> list[tuple[Mapping[str, Any], list[Outcome]]]
                 for found in stored.get(entry["id"], [])
             ],
         )
-        for entry in registered(book)["falsifiers"]
+        for entry in registration.load(book)["falsifiers"]
     ]
 
 
