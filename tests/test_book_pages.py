@@ -6,7 +6,9 @@ import importlib.util
 import os
 import re
 import shutil
+import zipfile
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -29,6 +31,7 @@ QUIET = (
 )
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
+LIGHT = 1.5e6  # bytes
 READABLE = 4.5  # WCAG AA; 3 for large letters
 PATIENCE = 180_000  # milliseconds: machines that test are busy
 
@@ -80,6 +83,7 @@ LOOK = """() => {
     unfoldable: all(".solution").filter((s) => !s.matches(".dropdown, details *")).length,
     openDetails: all(".bd-article details[open]").length,
     headings: all(".bd-article h1").length,
+    levels: all(".bd-article :is(h1, h2, h3, h4, h5, h6)").map((h) => Number(h.tagName[1])),
     explorables: all(".explorable").map((holder) => {
       const twin = JSON.parse(holder.textContent).twin;
       const box = document.getElementById(twin)?.querySelector(".explorable-box");
@@ -283,6 +287,20 @@ def test_no_link_inside_the_book_is_dead(visit, page):
 
 
 @each_page
+def test_a_page_is_light(page):
+    text = (HTML / page).read_text(encoding="utf-8")
+    images = set(re.findall(r"_images/([^\"'?]+)", text))
+    weight = len(text.encode()) + sum((HTML / "_images" / name).stat().st_size for name in images)
+    assert weight < LIGHT, f"{weight / 1e6:.2f} MB without the files that all pages share"
+
+
+@each_page
+def test_headings_descend_one_step_at_a_time(visit, page):
+    levels = visit(page).facts["levels"]
+    assert [pair for pair in pairwise(levels) if pair[1] > pair[0] + 1] == []
+
+
+@each_page
 def test_solutions_are_folded(visit, page):
     facts = visit(page).facts
     assert facts["openSolutions"] == facts["openDetails"] == facts["unfoldable"] == 0
@@ -336,6 +354,17 @@ def test_the_search_page_finds_a_word(browser):
     titles = tab.locator("#search-results li a").all_inner_texts()
     tab.close()
     assert any("notation" in title.lower() for title in titles), titles
+
+
+def test_the_archive_holds_what_the_numbers_come_from():
+    with zipfile.ZipFile(HTML / "_downloads" / "loss-landscape-geometry.zip") as archive:
+        assert archive.testzip() is None
+        names = set(archive.namelist())
+        text = archive.read("book/claims.yml").decode("utf-8")
+    records = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("book/records/*/*.json")}
+    assert records <= names
+    assert {f"{page.removesuffix('.html')}.ipynb" for page in CHAPTERS} <= names
+    assert text == (ROOT / "book" / "claims.yml").read_text(encoding="utf-8")
 
 
 def test_index_leads_to_the_first_page(browser):

@@ -935,7 +935,7 @@ class TestJudges:
         runs = self.variants({"plain": 1.0, "bn": 0.5, "residual": 0.5})
         runs["bn_8"][3]["level"][2]["row_lambda_max"]["residual"] = 1.0
         verdict = claims.judge("C35", recorded(architecture=runs))
-        assert str(verdict) == "untestable here (the residual of 1 B4-lambda is too large)"
+        assert str(verdict) == "untestable here (the residual of 1 eigenvalue is too large)"
         del runs["plain_2"][0]
         verdict = claims.judge("C35", recorded(architecture=runs))
         assert str(verdict) == "waits for 1 of 5 run seeds of architecture"

@@ -332,16 +332,21 @@ def c28(evidence: Evidence) -> Verdict:
     """Within one run, sharper is worse."""
     runs = evidence.runs("unfinished_training").get(FLAT, {})
     asked = len(find_study("unfinished_training").seeds)
-    loose = uncertified(runs.values(), {"lambda_max": 1e-2})
-    if loose:
-        return Verdict("C28", "untestable here", loose)
-    count = sum(sharper_and_better(run["checkpoints"]) for run in runs.values())
+    tolerance = {"lambda_max": 1e-2}
+    count = sum(
+        sharper_and_better(run["checkpoints"])
+        for run in runs.values()
+        if not uncertified([run], tolerance)
+    )
     effects = {"long runs with a sharper, better epoch": count, "long runs": len(runs)}
     if count >= 4:  # further runs cannot take it back
         return Verdict("C28", "refuted", "", effects)
     if len(runs) < asked:
         missing = f"for {asked - len(runs)} of {asked} long runs of unfinished_training"
         return Verdict("C28", "waits", missing, effects)
+    loose = uncertified(runs.values(), tolerance)
+    if loose:
+        return Verdict("C28", "untestable here", loose, effects)
     return sweep_claims.c28_given_loss(evidence, effects)
 
 

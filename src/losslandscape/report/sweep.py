@@ -7,7 +7,7 @@ Two runs that differ only in their run seed are one cell; cells, not runs, are r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm, rankdata
 
+from losslandscape.lab.experiments.validation import SweepRecipe
 from losslandscape.lab.studies import find_study
 from losslandscape.report.rules import Evidence
 from losslandscape.report.statistics import Interval
@@ -97,39 +98,50 @@ def load_sweep(evidence: Evidence, arm: str, optimizers: Sequence[str] = ("sgd",
     Columns beside the recorded ones: the factors, ``gap`` and ``gap_error`` (held-out minus
     training), and ``random``, a baseline drawn from a fixed seed.
     """
-    study, runs = find_study(STUDY), evidence.runs(STUDY)
+    study, recorded = find_study(STUDY), evidence.runs(STUDY)
+    asked = [
+        (recipe, seed)
+        for recipe in study.recipes
+        if recipe.arm == arm and recipe.optimizer in optimizers
+        for seed in study.seeds
+    ]
+    runs = [
+        (recipe, seed, recorded[recipe.name][seed])
+        for recipe, seed in asked
+        if seed in recorded.get(recipe.name, {})
+    ]
+    return sweep_of(runs, asked=len(asked))
+
+
+def sweep_of(
+    runs: Iterable[tuple[SweepRecipe, int, Mapping[str, Any]]], *, asked: int | None = None
+) -> Sweep:
+    """The runs of one arm as a table, with the columns that :func:`load_sweep` names.
+
+    Args:
+        runs: Of each run its recipe, its run seed, and its results as
+            :func:`~losslandscape.lab.experiments.validation.measure` gives them.
+        asked: Number of runs asked for; by default those given.
+    """
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
-    asked = missing = 0
-    for recipe in study.recipes:
-        if recipe.arm != arm or recipe.optimizer not in optimizers:
+    for recipe, seed, results in runs:
+        if not results["reached"]:
+            left_out.append(f"{recipe.name} seed {seed}: {results['reason']}")
             continue
-        for seed in study.seeds:
-            asked += 1
-            results = runs.get(recipe.name, {}).get(seed)
-            if results is None:
-                missing += 1
-            elif not results["reached"]:
-                left_out.append(f"{recipe.name} seed {seed}: {results['reason']}")
-            else:
-                factors = {axis: getattr(recipe, axis) for axis in AXES[:3]}
-                rows.append(
-                    {
-                        "optimizer": recipe.optimizer,
-                        **factors,
-                        "width": recipe.channels[0],
-                        "seed": seed,
-                        **dict(_flat(results)),
-                    }
-                )
+        factors = {axis: getattr(recipe, axis) for axis in AXES[:3]}
+        factors |= {"optimizer": recipe.optimizer, "width": recipe.channels[0], "seed": seed}
+        rows.append({**factors, **dict(_flat(results))})
     names = dict.fromkeys(chain(("optimizer", *AXES, "seed"), *rows))
     columns = {name: np.array([row.get(name, math.nan) for row in rows]) for name in names}
+    for part, gap in (("loss", "gap"), ("error", "gap_error")):
+        if f"heldout_{part}" in columns:
+            columns[gap] = columns[f"heldout_{part}"] - columns[f"train_{part}"]
     if rows:
-        for part in ("loss", "error"):
-            gap = columns[f"heldout_{part}"] - columns[f"train_{part}"]
-            columns["gap" if part == "loss" else "gap_error"] = gap
         columns["random"] = np.random.default_rng(0).normal(size=len(rows))
-    return Sweep(columns, tuple(left_out), asked, missing)
+    given = len(rows) + len(left_out)
+    asked = given if asked is None else asked
+    return Sweep(columns, tuple(left_out), asked, asked - given)
 
 
 def _flat(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -768,10 +780,20 @@ def summarise(
     *,
     resamples: int = RESAMPLES,
     permutations: int = RESAMPLES,
+    nulls: Sequence[str] = ("psi", "partial", "information"),
 ) -> list[Summary]:
     """One :class:`Summary` for each measure, a column by its name.
 
-    A second or so for each measure and 144 runs at the registered 2 000 draws.
+    A second or so for each measure and 144 runs at the registered 2 000 draws, some ten times as
+    long with the null of the information.
+
+    Args:
+        sweep: The runs.
+        measures: What is said of the measure -> its column.
+        target: Column of the target.
+        resamples: Draws of each bootstrap.
+        permutations: Draws of each null.
+        nulls: Whose permutation p is computed; ``"psi"`` always is, the others are NaN if not.
     """
     t, loss, cell = sweep[target], sweep["train_loss"], sweep.cell
     factors = {axis: sweep[axis] for axis in AXES}
@@ -782,7 +804,8 @@ def summarise(
         "partial": lambda m: kendall_tau(m, left),
     }
     p = {
-        name: {
+        name: {"partial": math.nan, "information": math.nan}
+        | {
             key: permutation_p(
                 statistic,
                 rank_residuals(sweep[column], loss) if key == "partial" else sweep[column],
@@ -790,6 +813,7 @@ def summarise(
                 permutations=permutations,
             )
             for key, statistic in statistics.items()
+            if key == "psi" or key in nulls
         }
         for name, column in measures.items()
     }
