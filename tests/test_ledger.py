@@ -3,6 +3,7 @@
 import io
 import re
 import shutil
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
@@ -133,18 +134,18 @@ class TestFile:
         shutil.copytree(BOOK / "records", book / "records")
         shutil.copy(BOOK / "reported.yml", book / "reported.yml")
         live = {
-            name: ledger.Live(lambda: pytest.fail("measured"), old.rule, slow=True)
-            for name, old in LIVE.items()
+            name: replace(old, measure=lambda: pytest.fail("measured"), slow=True)
+            for name, old in ledger.MEASURED.items()
         }
-        live["C10"] = ledger.Live(
-            lambda: {
+        live["C10"] = replace(
+            LIVE["C10"],
+            measure=lambda: {
                 name: [1.01 * value for value in values]
                 for name, values in committed["measured"]["C10"]["numbers"].items()
             },
-            LIVE["C10"].rule,
         )
         stored = {name: committed["measured"][name]["code"] for name in live}
-        monkeypatch.setattr(ledger, "LIVE", live)
+        monkeypatch.setattr(ledger, "MEASURED", live)
         monkeypatch.setattr(
             ledger, "code_of", lambda one: next(stored[n] for n, o in live.items() if o is one)
         )
