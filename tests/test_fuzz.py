@@ -24,6 +24,7 @@ BOOK = Path(__file__).parent.parent / "book"
 RECORD = next(iter(sorted((BOOK / "records" / "three_configurations").glob("*.json"))))
 quick = settings(
     max_examples=60,
+    derandomize=True,  # a test fails on the change that broke it, not by luck
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
