@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.losslandscape-installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup book notebooks test lint bench clean
+.PHONY: help doctor setup book pdf notebooks test lint bench clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
@@ -31,6 +31,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 book: $(INSTALLED)  ## Execute what changed, build the HTML book, print the page to open
 	$(BIN)/doit -n $(JOBS) book $(if $(DATASET),dataset=$(DATASET)) $(if $(SEEDS),seeds=$(SEEDS))
+
+pdf: $(INSTALLED)  ## Build the book and print it to one PDF, with Chromium or Chrome
+	$(BIN)/doit -n $(JOBS) book pdf
 
 notebooks: $(INSTALLED)  ## Execute stale chapters again and store their notebooks (FORCE=1: all)
 	$(BIN)/doit -n $(JOBS) notebooks $(if $(FORCE),force=$(FORCE))

@@ -14,13 +14,15 @@ from doit import get_var
 from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.tools import config_changed
 
-from losslandscape.report import execute, picture
+from losslandscape.doctor import find_browser
+from losslandscape.report import execute, outputs, paper, picture
 
 Task = dict[str, Any]
 
 BUILD = Path("_build")
 SITE = BUILD / "site"  # the book's sources, with freshly executed notebooks
 HTML = BUILD / "html"
+PDF = BUILD / "book.pdf"
 RECORDS = Path("book/records")
 PICTURE = Path("book/figures/landing.png")
 CHAPTERS = sorted(Path("notebooks").glob("[0-9]*.md"))
@@ -150,6 +152,7 @@ def task_html() -> Task:
             *site_files().values(),
             *sorted(execute.PACKAGE.rglob("*.py")),  # the API pages are their docstrings
             *(SITE / "notebooks" / f"{text.stem}.ipynb" for text in CHAPTERS),
+            *(text.with_suffix(".ipynb") for text in CHAPTERS),  # with which these are compared
         ],
         "uptodate": [pages_are_ours],
         "targets": [HTML / "index.html"],
@@ -157,7 +160,9 @@ def task_html() -> Task:
 
 
 def say_where() -> None:
-    """Print the total time and the page to open."""
+    """Print how the outputs compare with the stored ones, the total time and the page to open."""
+    found = outputs.compare_folders(Path("notebooks"), SITE / "notebooks")
+    print(f"{outputs.summary(found)}; {HTML / 'book' / 'diff.html'} says where.")
     minutes, seconds = divmod(round(time.monotonic() - STARTED), 60)
     print(f"Total time: {minutes} min {seconds} s. Open {HTML.resolve() / 'index.html'}")
 
@@ -165,6 +170,33 @@ def say_where() -> None:
 def task_book() -> Task:
     """Execute, build, and say which page to open."""
     return {"actions": [say_where], "task_dep": ["stage", "execute", "html"], "uptodate": [False]}
+
+
+def print_pdf() -> TaskFailed | dict[str, str]:
+    """Print the built pages; a failure is one line."""
+    print("Printing the book; with its thousands of formulas that takes minutes.", flush=True)
+    try:
+        count = paper.print_book(HTML, PDF, find_browser())
+    except paper.PaperError as error:
+        return TaskFailed(str(error))
+    print(f"{count} pages: {PDF.resolve()}")
+    return {"printed": pages()}
+
+
+def pages_are_printed(task: Any, values: dict[str, str]) -> bool:
+    """Say whether the PDF was made of the pages that are there."""
+    return values.get("printed") == pages()
+
+
+def task_pdf() -> Task:
+    """Print the whole book to one PDF."""
+    return {
+        "actions": [print_pdf],
+        "task_dep": ["html"],
+        "file_dep": [execute.PACKAGE / "report" / "paper.py"],
+        "uptodate": [pages_are_printed],
+        "targets": [PDF],
+    }
 
 
 def task_notebooks() -> Iterator[Task]:

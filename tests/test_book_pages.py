@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
-import shutil
 import zipfile
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -13,6 +11,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from losslandscape.doctor import find_browser
 
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "_build" / "html"
@@ -22,9 +22,7 @@ PAGES = sorted(
     if not {"_static", "_sources"} & set(path.relative_to(HTML).parts) and path.name != "index.html"
 )
 CHAPTERS = [page for page in PAGES if page.startswith("notebooks/")]
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
-)
+CHROMIUM = find_browser()
 QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"

@@ -101,6 +101,41 @@ def test_every_figure_has_a_caption_or_alternative_text(name, notebook):
             assert len(alt) >= 20, f"notebooks/{name} {cell.id}: mystnb image alt {alt!r} too short"
 
 
+@each_notebook
+def test_the_first_cell_prepares_colab(name):
+    first = next(c for c in jupytext.read(FOLDER / f"{name}.md").cells if c.cell_type == "code")
+    assert first.source == colab_cell()
+
+
+def colab_cell():
+    """The first code cell of the first chapter, on which all chapters agree."""
+    cells = jupytext.read(FOLDER / f"{NAMES[0]}.md").cells
+    return next(c.source for c in cells if c.cell_type == "code")
+
+
+@pytest.mark.parametrize(("there", "commands"), [(False, 2), (True, 0)])
+def test_on_colab_the_report_is_fetched_once(monkeypatch, there, commands):
+    ran, went = [], []
+    monkeypatch.setitem(sys.modules, "google.colab", None)
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr("os.path.isdir", lambda path: there)
+    monkeypatch.setattr("os.chdir", went.append)
+    monkeypatch.setattr("subprocess.run", lambda command, check: ran.append(command))
+    exec(colab_cell(), {})
+    assert len(ran) == commands
+    assert sys.path == ["/content/report/src"]
+    assert went == ["/content/report/notebooks"]
+    urls = [word for command in ran for word in command if word.startswith("https:")]
+    config = (ROOT / "_config.yml").read_text(encoding="utf-8")
+    assert all(f"url: {url}" in config for url in urls)
+
+
+def test_elsewhere_nothing_is_fetched(monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("a command was run"))
+    monkeypatch.setattr("os.chdir", lambda _: pytest.fail("the folder was changed"))
+    exec(colab_cell(), {})
+
+
 def test_there_are_chapters():
     toc = (ROOT / "_toc.yml").read_text(encoding="utf-8")
     listed = sorted(re.findall(r"notebooks/(\w+)", toc))

@@ -1,4 +1,6 @@
-"""The directive ``{diff-report}``: recorded runs against repeated ones, from the saved files."""
+"""Two directives: ``{build-diff}``, the chapters executed for this copy against the stored ones,
+and ``{diff-report}``, recorded runs against repeated ones, from the saved files.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,25 @@ from provenance_table import _table
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from losslandscape.report import diffs
+from losslandscape.report import diffs, outputs
+
+STORED = "This copy of the book was built from the stored notebooks. `make book` executes them."
+
+
+class BuildDiff(SphinxDirective):
+    """One row for each chapter, made when the page is built."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return a sentence and a table, or a sentence where no chapter was executed."""
+        self.env.note_reread()  # its sources are no source files of Sphinx
+        source = Path(self.env.srcdir)
+        clone = next((f for f in (source, *source.parents) if (f / "dodo.py").exists()), source)
+        if clone == source:
+            return self.parse_text_to_nodes(STORED)
+        found = outputs.compare_folders(clone / "notebooks", source / "notebooks")
+        rows = [[finding.chapter, finding.word, finding.text] for finding in found]
+        text = f"{outputs.summary(found)}."
+        return [nodes.paragraph(text=text), _table(["Chapter", "Outputs", "Where"], rows)]
 
 
 class DiffReport(SphinxDirective):
@@ -41,6 +61,7 @@ class DiffReport(SphinxDirective):
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the directive."""
+    """Register the directives."""
+    app.add_directive("build-diff", BuildDiff)
     app.add_directive("diff-report", DiffReport)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

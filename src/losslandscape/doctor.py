@@ -119,13 +119,19 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def browser() -> Check:
-    """Chromium, for the tests of the built pages."""
+def find_browser() -> str | None:
+    """Path of Chromium or Chrome; the variable CHROMIUM names another one."""
     named = os.environ.get("CHROMIUM", "")
-    path = shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)
+    return shutil.which(named) if named else next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def browser() -> Check:
+    """Chromium, for the tests of the built pages and for the book on paper."""
+    path = find_browser()
     if path:
         return Check("ok", f"browser: {path}")
-    advice = "install Chromium, or name one in CHROMIUM; without it the page tests are skipped"
+    named = os.environ.get("CHROMIUM", "")
+    advice = "install Chromium, or name one in CHROMIUM; without it no page tests and no `make pdf`"
     return Check("optional", f"no browser {named}".rstrip(), advice)
 
 

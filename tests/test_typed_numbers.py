@@ -1,0 +1,81 @@
+"""Results in the text are substitutions: a typed number must be a setting, a threshold or a quote.
+
+A decimal or a percentage in a sentence counts as explained when the code of the page has it too,
+when the registration or the paper does, or when it is arithmetic of an exercise. What is left is
+listed here with its reason.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("notebooks/[0-9]*.md")), *sorted(ROOT.glob("book/*.md"))]
+REGISTERED = [ROOT / "book/claims.yml", ROOT / "book/reported.yml"]
+EXPLAINED = {
+    "book/intro.md": {"3.11": "version of Python"},
+    "book/reproduce.md": {"3.11": "version of Python"},
+}
+HEAD = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
+CODE = re.compile(r"^(`{3,})(?:\{code-cell\}.*?|[a-z]*)$(.*?)^\1$", re.DOTALL | re.MULTILINE)
+INSTEAD = re.compile(  # roles, substitutions, inline code, addresses of links
+    r"\{[\w:-]+\}`[^`]*`|\{\{.*?\}\}|`[^`\n]*`|\]\([^)]*\)|https?://\S+"
+)
+TRAINING = re.compile(r"^## Exercises$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+SOLUTION = re.compile(r"^(`{3,}|:{3,})\{(?:solution|exercise).*?^\1$", re.DOTALL | re.MULTILINE)
+NUMBER = re.compile(r"(?<![\w.,])(?:\d+\.\d+(?!\w|\.\d)|\d+(?:\.\d+)?(?= ?\\?%| times\b| points\b))")
+ANY = re.compile(r"(?<![\w.])(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?(?![\w])")
+
+
+def typed(text: str) -> list[tuple[str, str]]:
+    """(number, its line) for each number typed in a sentence."""
+    for part in (HEAD, CODE, TRAINING, SOLUTION):
+        text = part.sub("", text)
+    lines = [line for line in INSTEAD.sub("", text).splitlines() if not line.startswith(">")]
+    return [(found[0], line) for line in lines for found in NUMBER.finditer(line)]
+
+
+def numbers(text: str) -> set[float]:
+    return {float(found) for found in ANY.findall(text)}
+
+
+KNOWN = set().union(*(numbers(path.read_text(encoding="utf-8")) for path in REGISTERED))
+
+
+def unexplained(text: str, page: str) -> list[str]:
+    """What is typed on a page without a reason."""
+    settings = set().union(*(numbers(code) for _, code in CODE.findall(text)))
+    explained = EXPLAINED.get(page, {})
+    return [
+        f"{number}: {line.strip()[:110]}"
+        for number, line in typed(text)
+        if not {float(number), float(number) / 100} & (settings | KNOWN) and number not in explained
+    ]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[path.stem for path in PAGES])
+def test_a_typed_number_is_explained(path):
+    left = unexplained(path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix())
+    assert left == [], "let the code say it (glue), or give the reason in EXPLAINED"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("The loss is 0.4837 nats.", 1),
+        ("It falls by 48.37 % in 7.31 times as many steps.", 2),
+        ("It is $\\lambda = 3.917$ there.", 1),
+        ("The loss is {glue:text}`loss` nats, or {{ ll_loss }}, or `0.4837`.", 0),
+        ("```{code-cell} python3\nx = 0.4837\n```\nFrom 0.4837 on.", 0),
+        ("## Exercises\nSo it is 0.4837.\n## Next\n", 0),
+        ("## Exercises\nSo it is 0.4837.\n## Next\nNow 0.4838.", 1),
+        ("> The paper says 0.4837.", 0),
+        ("The paper reports 246.19.", 0),
+        ("Section 3.2.1 of version 1.0.4.", 0),
+    ],
+)
+def test_the_scan_sees_what_it_should(text, count):
+    assert len(unexplained(text, "page")) == count
