@@ -58,10 +58,11 @@ class Visit:
     errors: list[str] = field(default_factory=list)
     facts: dict = field(default_factory=dict)  # LOOK's answers on a desk, in light mode
     faint: dict = field(default_factory=dict)  # theme: texts that are hard to read
+    desk_width: int = 0
     phone_width: int = 0
     too_wide: list[str] = field(default_factory=list)
     cut_off: list[str] = field(default_factory=list)  # formulas in a sentence, on a phone
-    violations: dict = field(default_factory=dict)  # width: what axe-core objects to
+    violations: dict = field(default_factory=dict)  # (width, theme): what axe-core objects to
 
 
 LOOK = """() => {
@@ -207,8 +208,10 @@ def _visit(browser, page: str) -> Visit:
         for theme in ("light", "dark"):
             tab.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
             seen.faint.setdefault(theme, []).extend(tab.evaluate(FAINT))
-        if axe:
-            seen.violations[screen["width"]] = tab.evaluate(AXE_RULES)
+            if axe:
+                seen.violations[screen["width"], theme] = tab.evaluate(AXE_RULES)
+        if screen is DESK:
+            seen.desk_width = tab.evaluate("document.documentElement.scrollWidth")
     seen.phone_width = tab.evaluate("document.documentElement.scrollWidth")
     if seen.phone_width > PHONE["width"]:
         seen.too_wide = tab.evaluate(TOO_WIDE)
@@ -253,6 +256,11 @@ def test_a_phone_needs_no_sideways_scrolling(visit, page):
 
 
 @each_page
+def test_a_desk_needs_no_sideways_scrolling(visit, page):
+    assert visit(page).desk_width <= DESK["width"]
+
+
+@each_page
 def test_no_formula_in_a_sentence_is_cut_off_on_a_phone(visit, page):
     assert visit(page).cut_off == []
 
@@ -261,7 +269,7 @@ def test_no_formula_in_a_sentence_is_cut_off_on_a_phone(visit, page):
 @pytest.mark.skipif(not axe_script(), reason="axe-playwright-python is not installed")
 def test_axe_finds_nothing_serious(visit, page):
     assert {where: found for where, found in visit(page).violations.items() if found} == {}
-    assert len(visit(page).violations) == 2
+    assert len(visit(page).violations) == 4
 
 
 @each_page
@@ -342,6 +350,34 @@ def test_the_keyboard_sees_and_keeps_its_place(browser):
         switch.press("Enter")
         tab.wait_for_timeout(100)
         assert switch.evaluate("box => box === document.activeElement")
+    tab.close()
+
+
+def test_a_term_shows_its_definition_to_the_keyboard(browser):
+    tab = _new_tab(browser)
+    tab.goto((HTML / "notebooks/03_power_iteration.html").as_uri(), wait_until="load")
+    hint = tab.locator(".hint").first
+    definition = hint.get_by_role("tooltip", include_hidden=True)
+    assert not definition.is_visible()
+    hint.get_by_role("link").focus()
+    assert definition.is_visible()
+    assert len(definition.inner_text()) > 40
+    described = hint.get_by_role("link").get_attribute("aria-describedby")
+    assert definition.get_attribute("id") == described
+    tab.keyboard.press("Escape")
+    assert not definition.is_visible()
+    tab.close()
+
+
+def test_no_definition_leaves_a_phone_s_screen(browser):
+    tab = _new_tab(browser)
+    tab.set_viewport_size(PHONE)
+    tab.goto((HTML / "notebooks/03_power_iteration.html").as_uri(), wait_until="load")
+    for hint in tab.locator(".hint").all():
+        hint.get_by_role("link").focus()
+        box = hint.get_by_role("tooltip").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= PHONE["width"]
     tab.close()
 
 

@@ -48,6 +48,15 @@ def orbit(scales=(0.1, 1.0, 10.0)):
     return Orbit(a, a**2 + a**-2, a**2, 3 * level, level, 0 * level, torch.zeros(len(a)).long())
 
 
+def batches(scale):
+    """lambda_max of single batches that comes down to that of all images."""
+    values = {"16": [6.0, 2.0, 7.0, 9.0], "256": [2.5, 3.5], "4096": [2.1]}
+    return {
+        "lambda_max": {"value": 2.0 * scale, "images": 60_000},
+        "batch_lambda_max": {size: [scale * v for v in found] for size, found in values.items()},
+    }
+
+
 def valley(turn=0.0, side=9, **change):
     """A quadratic with its minimum, of loss 0.1, in the middle."""
     axis = np.linspace(-1, 1, side)
@@ -73,7 +82,7 @@ def views():
 
 
 def examples():
-    """The five figures, on made-up numbers."""
+    """All figures, on made-up numbers."""
     directions = {"top": line(0.1, 1.0, 0.2), "gradient": line(-0.5, 0.2, 0.1)}
     other = {"top": line(0.2, 0.5, -0.3), "gradient": line(-0.3, 0.1, 0.4)}
     return [
@@ -112,6 +121,26 @@ def examples():
                 stops("batch", "Batch size B", [2**k for k in range(11)], 64),
                 slider("momentum", "Momentum", 0, 0.95, 0.05, 0),
                 choice("noise", "Noise", ["isotropic", "like H", "measured"], "like H"),
+            ],
+        ),
+        explorable(
+            "power-iteration",
+            twin="fig-power",
+            alt=ALT,
+            controls=[
+                slider("second", "Second eigenvalue", -1.2, 0.9, 0.05, -0.9),
+                slider("angle", "Angle", 5, 85, 5, 60, "degrees"),
+                slider("step", "Step", 0, 30, 1, 3),
+            ],
+        ),
+        explorable(
+            "batch-bias",
+            twin="fig-batches",
+            alt=ALT,
+            data=explorables.single_batches({"one": batches(1), "two": batches(3)}),
+            controls=[
+                stops("size", "Batch size", [16, 256, 4096], 256),
+                choice("network", "Configuration", ["one", "two"]),
             ],
         ),
         explorable(
@@ -213,7 +242,7 @@ def test_a_number_that_is_not_finite_is_refused_by_its_place(bad, wrap):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "taylr"}, "no figure 'taylr': one of landscape, noise-ellipse, rescaling"),
+        ({"name": "taylr"}, "no figure 'taylr': one of batch-bias, landscape, noise-ellipse"),
         ({"alt": "too short"}, "alt needs at least 20 characters .* got 'too short'"),
         ({"twin": "Fig 1"}, "twin must be the name of a figure"),
         ({"controls": []}, "angle, curvature, gradient, radius missing"),
@@ -338,6 +367,12 @@ def heights_of(view):
     return np.array([int(text[k : k + 2], 36) for k in range(0, len(text), 2)])
 
 
+def test_single_batches_need_common_sizes_and_images():
+    other = {"lambda_max": {"value": 1.0, "images": 60_000}, "batch_lambda_max": {"16": [1.0]}}
+    with pytest.raises(ValueError, match="the same sizes and as many images"):
+        explorables.single_batches({"one": batches(1), "two": other})
+
+
 def test_a_landscape_keeps_every_loss_to_one_step_of_a_common_scale():
     data = plain(explorables.landscape(views()))
     low, high = data["scale"]
@@ -401,8 +436,16 @@ def test_twins_draw():
     np.testing.assert_allclose(exact, [(0.5, 0), (1, 0), (2, 0)], atol=1e-12)
 
 
+def test_the_twin_of_power_iteration_tells_the_last_step():
+    figure = twins.power_steps([0.5, -1.0], angle=45, steps=1)
+    left, right = (axis.get_xlabel() for axis in figure.axes)
+    # (1, 0.5)/sqrt(1.25) has the quotient 0.9; (1, -1)/sqrt(2) stands between 1 and -1.
+    assert "quotient 0.90\nresidual 0.20" in left
+    assert "eigenvalues 1, \N{MINUS SIGN}1\nquotient 0.00\nresidual 1.00" in right
+
+
 def test_the_runtime_is_small():
-    assert (STATIC / "explore.js").stat().st_size < 32_000
+    assert (STATIC / "explore.js").stat().st_size < 36_000
     assert (STATIC / "explore.css").stat().st_size < 6_000
 
 
@@ -411,7 +454,7 @@ def test_the_runtime_is_small():
 without_browser = importlib.util.find_spec("playwright") is None or pages.CHROMIUM is None
 in_browser = pytest.mark.skipif(without_browser, reason="needs playwright and a Chromium")
 browser = pages.browser
-FIGURES = ["taylor", "trust-region", "noise-ellipse", "rescaling", "landscape"]
+FIGURES = [spec(figure)["figure"] for figure in examples()]
 TWINS = {name: figure.spec.split('"twin":"')[1].split('"')[0] for name, figure in
          zip(FIGURES, examples(), strict=True)}  # fmt: skip
 each_figure = pytest.mark.parametrize("name", FIGURES)
@@ -737,6 +780,30 @@ def test_an_unstable_learning_rate_is_named_and_has_no_ellipse(tab):
     move(tab, "noise-ellipse", rate=52)
     assert sentence(tab, "noise-ellipse").startswith("Unstable: the learning rate is 400")
     assert lines.count() == 0
+
+
+@in_browser
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (0.5, "It turns to v\u2081"),
+        (-1.2, "\u22121.2 is the largest in modulus, and the largest eigenvalue, 1, is missed"),
+        (-1, "It jumps to and fro for ever"),
+    ],
+)
+def test_power_iteration_says_where_it_ends(tab, second, words):
+    move(tab, "power-iteration", second=second)
+    assert words in sentence(tab, "power-iteration")
+
+
+@in_browser
+def test_batches_are_counted(tab):
+    move(tab, "batch-bias", size=0)
+    said = sentence(tab, "batch-bias")
+    assert "the mean is 3 times" in said
+    assert "3 of 4 batches lie above it" in said
+    assert "half of them between 5 and 7.5" in said
+    assert "2, 9" in box(tab, "batch-bias").locator("table").text_content()
 
 
 @in_browser
@@ -1102,6 +1169,27 @@ def test_no_stationary_state_beyond_the_limit(formula):
         pairs = [[1, limit * 0.999], [1, limit], [limit * 1.001, 1], [1, 0], [-1, 1]]
         found = formula("stationary", [[h, C, 0.1, momentum] for h in pairs])
         assert [one is not None for one in found] == [True, False, False, False, False]
+
+
+@in_browser
+def test_power_steps_are_those_of_a_matrix(formula):
+    cases = [(second, angle, 12) for second in (-1.2, -1, -0.3, 0.9) for angle in (0.1, 1.2)]
+    for (second, angle, steps), found in zip(cases, formula("power", cases), strict=True):
+        matrix, v = np.diag([1.0, second]), np.array([math.cos(angle), math.sin(angle)])
+        for k in range(steps + 1):
+            theta = v @ matrix @ v
+            assert found[k]["x"] * v[0] + found[k]["y"] * v[1] == pytest.approx(1)
+            assert found[k]["quotient"] == pytest.approx(theta)
+            assert found[k]["residual"] == pytest.approx(np.linalg.norm(matrix @ v - theta * v))
+            v = matrix @ v / np.linalg.norm(matrix @ v)
+
+
+@in_browser
+def test_quantiles_are_those_of_numpy(formula):
+    rng = np.random.default_rng(0)
+    cases = [(rng.normal(size=n).tolist(), q) for n in (1, 2, 7, 20) for q in (0, 0.25, 0.5, 1)]
+    expected = [np.quantile(*case) for case in cases]
+    assert formula("quantile", cases) == pytest.approx(expected)
 
 
 @in_browser

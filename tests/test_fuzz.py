@@ -131,8 +131,7 @@ def assessment():
 @settings(quick, max_examples=150)
 @given(st.data())
 def test_an_assessment_with_one_entry_changed_is_refused_or_shown(assessment, draw):
-    known_gap = [path for path in places(assessment) if path[-1:] == ("invariant",)]
-    path = draw.draw(st.sampled_from([p for p in places(assessment) if p not in known_gap]))
+    path = draw.draw(st.sampled_from(list(places(assessment))))
     new = draw.draw(anything | st.just(KeyError) if path else anything)
     try:
         found = Assessment.from_dict(changed(assessment, path, new))
@@ -143,7 +142,6 @@ def test_an_assessment_with_one_entry_changed_is_refused_or_shown(assessment, dr
     json.dumps(found.to_dict())
 
 
-@pytest.mark.xfail(raises=KeyError, strict=True, reason="from_dict does not check this word yet")
 def test_an_unknown_invariance_is_refused(assessment):
     wrong = changed(assessment, ("measures", "trace", "invariant"), "")
     with pytest.raises(ValueError, match="this is no assessment"):

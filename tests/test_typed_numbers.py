@@ -26,7 +26,9 @@ INSTEAD = re.compile(  # roles, substitutions, inline code, addresses of links
 )
 TRAINING = re.compile(r"^## Exercises$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
 SOLUTION = re.compile(r"^(`{3,}|:{3,})\{(?:solution|exercise).*?^\1$", re.DOTALL | re.MULTILINE)
-NUMBER = re.compile(r"(?<![\w.,])(?:\d+\.\d+(?!\w|\.\d)|\d+(?:\.\d+)?(?= ?\\?%| times\b| points\b))")
+NUMBER = re.compile(
+    r"(?<![\w.,])(?:\d+\.\d+(?!\w|\.\d)|\d+(?:\.\d+)?(?= ?\\?%| times\b| points\b))"
+)
 ANY = re.compile(r"(?<![\w.])(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?(?![\w])")
 
 

@@ -77,6 +77,23 @@ window.addEventListener("load", () => {
 });
 window.addEventListener("resize", reachWideBoxes);
 
+/* A definition stays on the screen, and Escape puts it away (WCAG 1.4.13). */
+function placeHint(event) {
+  const hint = event.target.closest?.(".hint");
+  if (!hint) return;
+  hint.classList.remove("dismissed");
+  const text = hint.querySelector(".hint-text");
+  text.style.setProperty("--shift", "0px");
+  const beyond = text.getBoundingClientRect().right - document.documentElement.clientWidth + 8;
+  if (beyond > 0) text.style.setProperty("--shift", `${-beyond}px`);
+}
+document.addEventListener("mouseover", placeHint);
+document.addEventListener("focusin", placeHint);
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  for (const hint of document.querySelectorAll(".hint")) hint.classList.add("dismissed");
+});
+
 /* Paper cannot be unfolded: print with everything open, then fold again. */
 let opened = [];
 window.addEventListener("beforeprint", () => {

@@ -68,6 +68,23 @@ window.explore = (() => {
       };
     },
 
+    /* Unit vectors of power iteration on diag(1, second) from an angle (radians), each with its
+       Rayleigh quotient and residual. */
+    power(second, angle, steps) {
+      return Array.from({length: steps + 1}, (_, k) => {
+        const [a, b] = [Math.cos(angle), Math.sin(angle) * second ** k], size = Math.hypot(a, b);
+        const [x, y] = [a / size, b / size];
+        return {x, y, quotient: x * x + second * y * y, residual: Math.abs((1 - second) * x * y)};
+      });
+    },
+
+    /* The value below which a share of the given ones lies, interpolated. */
+    quantile(values, share) {
+      const sorted = [...values].sort((a, b) => a - b), place = share * (sorted.length - 1);
+      const [low, rest] = [Math.floor(place), place % 1];
+      return rest ? sorted[low] + rest * (sorted[low + 1] - sorted[low]) : sorted[low];
+    },
+
     /* Heights of a landscape, two letters of base 36 each. */
     heights: (text) => text.match(/../g).map((pair) => parseInt(pair, 36)),
 
@@ -326,6 +343,71 @@ window.explore = (() => {
           ["Temperature T", say(T)],
           ["Stability limit 2(1 + \u03bc)/\u03b7", say(2 * (1 + momentum) / rate)],
           ["Part of the limit in use", percent(share)]],
+      };
+    },
+
+    "power-iteration"(canvas, width, data, {second, angle, step}) {
+      const last = 30, path = formulas.power(second, angle * Math.PI / 180, last), here = path[step];
+      const side = Math.min(width - 66, 300), reach = 1.25;
+      const axis = (label) => ({from: -reach, to: reach, label});
+      const upper = panel(canvas, {left: Math.max(56, (width - side) / 2), top: 28, width: side, height: side},
+        axis("along v\u2081, eigenvalue 1"), axis("along v\u2082"));
+      upper.line(...around(90, (s) => [Math.cos(s), Math.sin(s)]), "level");
+      for (const one of path.slice(0, step)) upper.mark(one.x, one.y, "square", "d");
+      upper.line([0, here.x], [0, here.y], "line a");
+      upper.mark(here.x, here.y, "circle", "full a");
+      const steps = path.map((_, k) => k), clip = (v) => Math.min(3, Math.max(1e-6, v));
+      const miss = path.map((one) => clip(Math.abs(one.quotient - 1)));
+      const residual = path.map((one) => clip(one.residual));
+      const lower = panel(canvas, {left: 56, width: width - 66, top: side + 106, height: 150},
+        {from: 0, to: last, label: "step"}, {from: 1e-6, to: 3, log: true, label: "error, residual"});
+      lower.line(steps, miss, "line b");
+      lower.line(steps, residual, "line c");
+      lower.mark(step, miss[step], "square", "b");
+      lower.mark(step, residual[step], "triangle", "c");
+      const size = Math.abs(second);
+      const fate = size < 1 ? "It turns to v\u2081, whose eigenvalue, 1, is the largest."
+        : size > 1 ? `It turns to v\u2082: ${say(second)} is the largest in modulus, and the largest eigenvalue, 1, is missed.`
+          : "It jumps to and fro for ever. The quotient stands still and is no eigenvalue; the residual tells.";
+      return {
+        height: side + 298,
+        keys: [["mark full a circle", "the vector now"], ["mark d square", "before"],
+          ["line b", "distance of the quotient from 1"], ["line c", "residual"]],
+        sentence: `After ${step} steps the quotient is ${say(here.quotient)} and the residual ${say(here.residual)}. ${fate}`,
+        rows: [["Eigenvalues", `1, ${say(second)}`], ["Step", say(step)],
+          ["Rayleigh quotient", say(here.quotient)], ["Residual", say(here.residual)],
+          ["Its distance from the largest eigenvalue", say(Math.abs(here.quotient - 1))],
+          ["Ratio of the moduli", say(Math.min(size, 1 / size))]],
+      };
+    },
+
+    "batch-bias"(canvas, width, {images, networks}, {size, network}) {
+      const {full, sizes, values} = networks[network], here = sizes.indexOf(size);
+      const whole = `all ${images.toLocaleString("en")} images`;
+      const mean = values.map((found) => found.reduce((sum, v) => sum + v, 0) / found.length);
+      const all = values.flat();
+      const axes = panel(canvas, {left: 56, top: 28, width: width - 66, height: 300},
+        {from: sizes[0] / 2, to: images * 1.5, log: true, label: "images in the batch"},
+        {from: Math.min(...all, full) / 1.5, to: Math.max(...all) * 1.5, log: true, label: "\u03bb_max"});
+      values.forEach((found, place) => axes.add(found.map((v, i) =>  // spread by the golden ratio
+        `M${(axes.X(sizes[place]) + 16 * ((0.618 * i) % 1 - 0.5)).toFixed(1)} ${axes.Y(v).toFixed(1)}h.01`)
+        .join(""), place === here ? "dots a" : "dots"));
+      axes.add(`M0 ${axes.Y(full)}H${width - 66}`, "line b");
+      axes.line([...sizes, images], [...mean, full], "line d");
+      axes.mark(size, mean[here], "square", "b");
+      const [low, high] = [0.25, 0.75].map((share) => formulas.quantile(values[here], share));
+      const above = values[here].filter((v) => v > full).length;
+      return {
+        height: 372,
+        keys: [["mark full a circle", "random batches of this size"], ["line d", "their mean, by size"],
+          ["line b", whole]],
+        sentence: `${network}, batches of ${size}: the mean is ${say(mean[here] / full)} times \u03bb_max on `
+          + `${whole}. ${above} of ${values[here].length} batches lie above it, and half of them between `
+          + `${say(low)} and ${say(high)}.`,
+        rows: [[`\u03bb_max, ${whole}`, say(full)], ["Batches drawn", say(values[here].length)],
+          ["Their mean", say(mean[here])], ["Mean / all images", say(mean[here] / full)],
+          ["Smallest and largest", `${say(Math.min(...values[here]))}, ${say(Math.max(...values[here]))}`],
+          ["Middle half", `${say(low)} to ${say(high)}`]],
       };
     },
 

@@ -200,6 +200,9 @@ class Assessment:
         if unknown or read.verdict not in VERDICTS or not read.reasons:
             what = f"measures {unknown}" if unknown else f"verdict {read.verdict!r} without reason"
             raise ValueError(f"this is no assessment: {what}")
+        for name, measure in read.measures.items():
+            if measure.invariant != MEASURES[name][1]:
+                raise ValueError(f"this is no assessment: {name} is not {measure.invariant!r}")
         return read
 
     def __str__(self) -> str:

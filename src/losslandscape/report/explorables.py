@@ -32,6 +32,8 @@ FIGURES: dict[str, tuple[set[str], set[str]]] = {
         {"curvatures", "noises"},
         {"rate", "batch", "momentum", "noise"},
     ),
+    "power-iteration": (set(), {"second", "angle", "step"}),
+    "batch-bias": ({"images", "networks"}, {"size", "network"}),
     "rescaling": ({"networks", "examples"}, {"scale", "network"}),
     "landscape": ({"scale", "views"}, {"network", "plane", "turn", "tilt", "view"}),
 }
@@ -301,6 +303,35 @@ def orbits(curves: Mapping[str, Orbit], examples: int) -> dict[str, Any]:
             for name, orbit in curves.items()
         },
     }
+
+
+def single_batches(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """lambda_max on single batches and on all images, for the figure ``batch-bias``.
+
+    Args:
+        runs: Per configuration one result of the study ``batch_size_bias``; all with the same
+            sizes, which are to be the values of the control ``size``.
+
+    Raises:
+        ValueError: Other sizes or another number of images for another configuration.
+
+    Example:
+        >>> run = {"lambda_max": {"value": 2.0, "images": 600}, "batch_lambda_max": {"16": [3, 5]}}
+        >>> single_batches({"net": run})["networks"]["net"]
+        {'full': 2.0, 'sizes': [16], 'values': [[3, 5]]}
+    """
+    found = {
+        name: {
+            "full": run["lambda_max"]["value"],
+            "sizes": [int(size) for size in run["batch_lambda_max"]],
+            "values": list(run["batch_lambda_max"].values()),
+        }
+        for name, run in runs.items()
+    }
+    images = {run["lambda_max"]["images"] for run in runs.values()}
+    if len(images) != 1 or len({tuple(one["sizes"]) for one in found.values()}) != 1:
+        raise ValueError("all configurations need the same sizes and as many images")
+    return {"images": images.pop(), "networks": found}
 
 
 def landscape(views: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ START = "book/intro.html"
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync")
 PATIENCE = 600_000  # milliseconds: thousands of formulas, on machines that do other things
 # What a page has for the screen only.
-SCREEN = ".headerlink, .toctree-wrapper, script, style, .copybtn, .sd-tab-set > input, .no-print"
+SCREEN = ".headerlink, .toctree-wrapper, script, style, .copybtn, .hint-text"
 SCALE = 0.75  # the letters of the screen are large on paper
 FOOTER = (
     '<div style="width: 100%; text-align: center; font: 8px sans-serif">'

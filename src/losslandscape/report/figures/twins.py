@@ -70,3 +70,31 @@ def trust_region_maps(gradient: Sequence[float], curvatures: Sequence[float]) ->
     axis.grid(False)
     legend_above(figure, axis)
     return figure
+
+
+def power_steps(seconds: Sequence[float], angle: float, steps: int) -> Figure:
+    """Unit vectors of power iteration in the plane of two eigenvectors, one panel per matrix.
+
+    Args:
+        seconds: Second eigenvalue of each matrix; the first is 1.
+        angle: Of the start, in degrees from the first eigenvector.
+        steps: How many are drawn.
+    """
+    figure, axes = panels(1, len(seconds), height=2.9, sharey=True, squeeze=False)
+    turns = np.linspace(0, 2 * np.pi, 181)
+    for axis, second in zip(axes[0], seconds, strict=True):
+        factors = np.array([second], dtype=float) ** np.arange(steps + 1)
+        path = np.stack([np.full(steps + 1, np.cos(np.radians(angle))),
+                         np.sin(np.radians(angle)) * factors])  # fmt: skip
+        x, y = path / np.linalg.norm(path, axis=0)
+        axis.plot(np.cos(turns), np.sin(turns), **REFERENCE)
+        axis.plot(x[:-1], y[:-1], "s", color=ORDERS[2]["color"], fillstyle="none", label="before")
+        axis.plot(x[-1:], y[-1:], "o", color=ORDERS[0]["color"], label=f"after {steps} steps")
+        quotient = x[-1] ** 2 + second * y[-1] ** 2
+        residual = abs((1 - second) * x[-1] * y[-1])
+        told = f"eigenvalues 1, {second:g}\nquotient {quotient:.2f}\nresidual {residual:.2f}"
+        axis.set(aspect="equal", xlabel=told.replace("-", "\N{MINUS SIGN}"))
+        axis.grid(False)
+    axes[0, 0].set_ylabel("along $v_2$")
+    legend_above(figure, axes[0, 0])
+    return figure
