@@ -25,8 +25,8 @@ ROW = re.compile(r"^\| (\$.*?) \| ([\d; ]+) \| (.*?) \|$", re.MULTILINE)
 # Everyday words, which mostly do not mean the term: linked only where the text asks for it.
 EVERYDAY = {
     *("barrier", "cell", "certificate", "claim", "configuration", "folding", "gap", "interval"),
-    *("lambda_max", "live", "power", "record", "recorded", "reported", "run", "slice", "stale"),
-    *("study", "uncertainty"),
+    *("lambda_max", "live", "power", "record", "recorded", "reported", "residual", "run", "slice"),
+    *("stale", "study", "uncertainty"),
 }
 
 
