@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 
@@ -17,12 +17,9 @@ CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9]*.md"))
 
 @pytest.fixture(scope="module")
 def notes():
-    spec = importlib.util.spec_from_file_location(
-        "notation_notes", ROOT / "book/_ext/notation_notes.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "book/_ext")
+        yield importlib.import_module("notation_notes")
 
 
 def test_a_row_for_several_chapters_is_divided(notes):
