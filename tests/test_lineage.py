@@ -46,6 +46,26 @@ def test_a_name_bound_anew_cuts_what_was_before():
     assert found.studies == ()
 
 
+def test_a_name_bound_anew_in_the_last_cell_cuts_too():
+    found = rests_on(
+        READ, "rows = {}\nfor r in runs:\n    rows[r] = r", LOAD, "rows = {}\nrows[0] = data\nrows"
+    )
+    assert found.cells == (2, 3)
+    assert found.studies == ()
+
+
+def test_a_verdict_rests_on_what_its_rule_reads():
+    cells = [
+        "evidence = claims.Evidence()",
+        "v = [claims.judge(c, evidence) for c in ('C5',)]",
+        "v",
+    ]
+    notebook = new_notebook(cells=[new_code_cell(text) for text in cells])
+    judged = {"C5": ["validation_sweep"], "C18": ["three_configurations"]}
+    assert lineage(notebook, 2, {}, judged).studies == ("validation_sweep",)
+    assert lineage(notebook, 2, {}).studies == ()
+
+
 def test_a_loop_variable_of_another_loop_does_not_count():
     found = rests_on(
         READ, "for name in runs:\n    pass", "table = [name for name in ROWS]", "table"

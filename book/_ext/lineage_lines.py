@@ -15,6 +15,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 
 from losslandscape.lab.studies import STUDIES
+from losslandscape.report import registration
 from losslandscape.report.execute import KEY
 from losslandscape.report.lineage import Lineage, lineage
 
@@ -31,12 +32,14 @@ def add_lines(app: Sphinx, doctree: nodes.document) -> None:
         for cell in doctree.findall(nodes.container)
         if cell.get("nb_element") == "cell_code"
     }
+    claims = registration.load(path.parents[1] / "book")["claims"]
+    judged = {claim["id"]: [d for d in claim["data"] if d in STUDIES] for claim in claims}
     for place, cell in cells.items():
         cell["ids"].append(f"cell-{place}")
     for place, cell in cells.items():
         if not any(_is_result(node) for node in cell.findall()):
             continue
-        found = lineage(notebook, place, stamp.get("parameters", {}))
+        found = lineage(notebook, place, stamp.get("parameters", {}), judged)
         shown = [p for p in found.cells if p in cells and _has_input(cells[p])]
         cell.append(nodes.raw("", _line(found, shown, stamp, path.parents[1]), format="html"))
 

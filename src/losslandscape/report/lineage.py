@@ -58,26 +58,31 @@ class Lineage:
         return words[0].upper() + words[1:]
 
 
-def lineage(notebook: NotebookNode, index: int, parameters: Mapping[str, Any]) -> Lineage:
+def lineage(
+    notebook: NotebookNode,
+    index: int,
+    parameters: Mapping[str, Any],
+    judged: Mapping[str, Sequence[str]] | None = None,
+) -> Lineage:
     """What the code cell at ``index`` rests on.
 
     Args:
         notebook: The chapter.
         index: Position among all its cells.
         parameters: The values it was executed with.
+        judged: Per claim the data that its rule reads, as registered.
     """
-    statements = list(_statements(notebook, index))
-    chosen = [one for one in statements if one.cell == index]
-    wanted = set().union(*(one.used for one in chosen))
-    for one in reversed(statements[: len(statements) - len(chosen)]):
-        if (one.bound | one.changed) & wanted:
+    chosen: list[_Statement] = []
+    wanted: set[str] = set()
+    for one in reversed(list(_statements(notebook, index))):
+        if one.cell == index or (one.bound | one.changed) & wanted:
             chosen.append(one)
             wanted = (wanted - one.bound if one.surely else wanted) | one.used
     nodes = [node for one in chosen for node in ast.walk(one.node)]
     names = {name for one in chosen for name in one.used}
     return Lineage(
         tuple(sorted({one.cell for one in chosen})),
-        tuple(name for name in STUDIES if name in set(_studies(nodes))),
+        tuple(name for name in STUDIES if name in set(_studies(nodes, judged or {}))),
         tuple(dict.fromkeys(_datasets(nodes, parameters))),
         {name: value for name, value in parameters.items() if name in names},
     )
@@ -158,8 +163,9 @@ def _root(node: ast.expr) -> Iterator[str]:
         yield node.id
 
 
-def _studies(nodes: Sequence[ast.AST]) -> Iterator[str]:
-    """Studies that are named, or that a function of ours which is called names."""
+def _studies(nodes: Sequence[ast.AST], judged: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Studies that are named, or that a function of ours which is called names, or a rule reads."""
+    judges = any(isinstance(node, ast.Call) and _called(node) == "judge" for node in nodes)
     described = {
         id(argument)
         for node in nodes
@@ -169,11 +175,14 @@ def _studies(nodes: Sequence[ast.AST]) -> Iterator[str]:
     for node in nodes:
         if isinstance(node, ast.Constant) and node.value in STUDIES and id(node) not in described:
             yield str(node.value)
+        if judges and isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from judged.get(node.value, ())
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             function = getattr(_READERS.get(node.value.id), node.attr, None)
             if inspect.isfunction(function):
                 source = ast.parse(textwrap.dedent(inspect.getsource(function)))
-                yield from _studies([n for n in ast.walk(source) if isinstance(n, ast.Constant)])
+                constants = [n for n in ast.walk(source) if isinstance(n, ast.Constant)]
+                yield from _studies(constants, {})
 
 
 def _datasets(nodes: Sequence[ast.AST], parameters: Mapping[str, Any]) -> Iterator[str]:
