@@ -81,6 +81,10 @@ LOOK = """() => {
       .filter((s) => !s.classList.contains("toggle-hidden")).length,
     unfoldable: all(".solution").filter((s) => !s.matches(".dropdown, details *")).length,
     openDetails: all(".bd-article details[open]").length,
+    stretched: all(".bd-article blockquote, .bd-article .admonition").filter(seen)
+      .filter((box) => box.lastElementChild && box.getBoundingClientRect().bottom
+        - box.lastElementChild.getBoundingClientRect().bottom > 60)
+      .map((box) => box.textContent.trim().slice(0, 60)),
     headings: all(".bd-article h1").length,
     levels: all(".bd-article :is(h1, h2, h3, h4, h5, h6)").map((h) => Number(h.tagName[1])),
     explorables: all(".explorable").map((holder) => {
@@ -304,6 +308,11 @@ def test_a_page_is_light(page):
 def test_headings_descend_one_step_at_a_time(visit, page):
     levels = visit(page).facts["levels"]
     assert [pair for pair in pairwise(levels) if pair[1] > pair[0] + 1] == []
+
+
+@each_page
+def test_no_box_is_stretched_by_its_neighbour(visit, page):
+    assert visit(page).facts["stretched"] == []
 
 
 @each_page
