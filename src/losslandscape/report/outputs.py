@@ -83,14 +83,14 @@ def compare(stored: NotebookNode, fresh: NotebookNode) -> tuple[str, str]:
     if [cell.source for cell in pair[0]] != [cell.source for cell in pair[1]]:
         return "not compared", "its code is not that of the stored notebook"
     word = "same"
-    for number, (old, new) in enumerate(zip(*pair, strict=True), start=1):
+    for place, (old, new) in enumerate(zip(*pair, strict=True), start=1):
         tags = list(new.metadata.get("tags", []))
         a, b = comparable(old), comparable(new)
         if a == b or FREE in tags:
             continue
         rtol = tolerance(tags)
         if rtol is None or snap(b, a, rtol) != a:
-            return "differs", f"cell {number}: {_first_difference(a, b)}"
+            return "differs", f"cell {place}: {_first_difference(a, b)}"
         word = "within tolerance"
     return word, ""
 
