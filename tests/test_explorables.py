@@ -392,7 +392,8 @@ def test_a_landscape_keeps_every_loss_to_one_step_of_a_common_scale():
 
 def test_ten_landscapes_fit_on_a_page():
     many = {f"network {k}": {"plane": valley(k / 7, side=41)} for k in range(10)}
-    controls = spec(examples()[4])["controls"]
+    landscape = next(figure for figure in examples() if spec(figure)["figure"] == "landscape")
+    controls = spec(landscape)["controls"]
     figure = explorable(
         "landscape", twin="fig-x", alt=ALT, controls=controls, data=explorables.landscape(many)
     )
