@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Chapters executed at once.
 JOBS ?= 2
+# What `make test` executes again and compares with its stored outputs.
+NOTEBOOKS ?= notebooks
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.losslandscape-installed
 
@@ -39,7 +41,7 @@ notebooks: $(INSTALLED)  ## Execute stale chapters again and store their noteboo
 	$(BIN)/doit -n $(JOBS) notebooks $(if $(FORCE),force=$(FORCE))
 
 test: $(INSTALLED)  ## Run the tests, the notebooks against their stored outputs, the built pages
-	$(BIN)/python -m pytest tests notebooks -n logical --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+	$(BIN)/python -m pytest tests $(NOTEBOOKS) -n logical --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 lint: $(INSTALLED)  ## Style, types and the direction of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -102,6 +102,24 @@ class TestTables:
         assert not benchmarks.meets(row("x", [eigen(1, error=1e-6), eigen(1, error=1.1e-3)]))
         assert not benchmarks.meets(row("x", []))
 
+    def test_the_finding_counts_what_the_tables_show(self):
+        text = benchmarks.finding(
+            record(
+                [
+                    row("losslandscape", [eigen(1.0), eigen(1.0, products=9)]),
+                    row("boaster", [eigen(1.0), eigen(1.0, error=0.1, verdict="false")]),
+                    row("mute", [eigen(2.0, says=None, verdict="unknown")] * 2),
+                    row("absent", [], status="not installed"),
+                ]
+            )
+        )
+        assert "certified after 9 products and it takes 0.75 times the CPU time" in text
+        assert "Of 2 calls of other tools for the same eigenvalue, 1 say nothing" in text
+        assert "and 1 claim one that they do not have" in text
+        assert text.endswith("1 are met and 1 missed.")
+        unproven = record([row("losslandscape", [eigen(1.0, verdict="false")])])
+        assert "lambda_max is not certified" in benchmarks.finding(unproven)
+
     def test_a_missing_and_a_failing_tool_are_lines(self):
         table = benchmarks.eigen_table(
             record(

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from losslandscape.doctor import find_browser
+from losslandscape.report.outputs import compare_folders
 
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "_build" / "html"
@@ -294,6 +295,21 @@ def test_there_is_one_search_bar_and_one_title(visit, page):
 def test_no_link_inside_the_book_is_dead(visit, page):
     local = {urlsplit(url) for url in visit(page).facts["links"] if url.startswith("file:")}
     assert [url.path for url in local if not Path(unquote(url.path)).exists()] == []
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    fresh = compare_folders(ROOT / "notebooks", ROOT / "_build" / "site" / "notebooks")
+    return {finding.chapter: finding for finding in fresh}
+
+
+@each_chapter
+def test_a_chapter_says_what_its_stored_notebook_says(outcomes, page):
+    """What nbval asks, of the execution that made the page."""
+    found = outcomes[Path(page).stem]
+    if found.word == "not compared":  # built with other parameters, or not since its text changed
+        pytest.skip(found.text)
+    assert found.word in ("same", "within tolerance"), found.text
 
 
 @each_page

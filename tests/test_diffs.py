@@ -271,6 +271,16 @@ class TestPage:
         assert "3 recorded seeds" in text
         assert "stale" not in text
 
+    def test_the_finding_adds_up_what_has_one_label(self, root):
+        assert report.finding(root) == ""
+        save_example(root / "book" / "records", loss=2.6)
+        save_example(root / "book" / "records", label="other")
+        assert report.finding(root) == (
+            "Repeated as they were recorded, of 4 numbers 2 are the same to the last bit, 0 moved "
+            "within their tolerance, and 2 outside. Labelled other, of 4 numbers 3 are the same "
+            "to the last bit, 1 moved within their tolerance, and 0 outside."
+        )
+
     def test_the_largest_movers_come_first(self, root):
         save_example(root / "book" / "records", loss=2.6)
         (saved,) = report.load(root)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.sparse.linalg import eigsh
 from torch.nn.functional import cross_entropy
 
+from losslandscape import eigen
 from losslandscape.eigen import lambda_max, lanczos, power_iteration, refine, top_eigenpairs
 from losslandscape.lab.models import mlp
 from losslandscape.operators import HessianOperator
@@ -154,6 +155,43 @@ def test_a_bounded_basis_finds_the_same_pairs(max_basis):
     assert bounded.products > 2 * max_basis
     assert bounded.converged.all()
     np.testing.assert_allclose(bounded.values.numpy(), [13.0, 12.5, 12.0], rtol=1e-10)
+
+
+def test_a_basis_keeps_to_its_bytes(monkeypatch):
+    seen = []
+
+    class Watched(eigen.Basis):
+        def append(self, row):
+            super().append(row)
+            seen.append(self._store.untyped_storage().nbytes())
+
+        def replace(self, weights):
+            before = self._store.data_ptr()
+            super().replace(weights)
+            assert self._store.data_ptr() == before
+
+    monkeypatch.setattr(eigen, "Basis", Watched)
+    matrix = with_spectrum(np.concatenate([[13.0, 12.5], np.linspace(-5, 11.5, 198)]))
+    limit = 9 * 200 * 8 + 5  # nine vectors, and a rest that holds no tenth
+    found = lanczos(matrix, k=2, tol=1e-8, basis_bytes=limit)
+    assert found.converged.all()
+    np.testing.assert_allclose(found.values.numpy(), [13.0, 12.5], rtol=1e-10)
+    assert found.products > 20
+    assert set(seen) == {9 * 200 * 8}
+
+
+def test_the_smaller_of_two_limits_counts_and_the_memory_is_said_first(capsys):
+    matrix = with_spectrum(np.linspace(1, 2, 200))
+    lanczos(matrix, max_basis=7, basis_bytes=10**9, max_products=20, progress=True)
+    assert "Lanczos, up to 7 vectors, 10.9kB" in capsys.readouterr().err
+
+
+def test_a_basis_too_large_for_the_gpu_lives_in_host_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    gpu = torch.device("cuda", 0)
+    assert eigen._home(gpu, 800) == gpu
+    assert eigen._home(gpu, 801) == torch.device("cpu")
+    assert eigen._home(torch.device("cpu"), 10**15) == torch.device("cpu")
 
 
 @settings(max_examples=60, deadline=None)
@@ -444,6 +482,12 @@ class TestRefusals:
     def test_a_basis_too_small(self):
         with pytest.raises(ValueError, match=r"max_basis must be at least k \+ 2 = 4, got 3"):
             lanczos(torch.eye(9), k=2, max_basis=3)
+
+    def test_too_few_bytes_for_a_basis(self):
+        with pytest.raises(
+            ValueError, match=r"holds 2 vectors of 9 numbers.*k \+ 2 = 3.*: 108 byt"
+        ):
+            lanczos(torch.eye(9), basis_bytes=107)
 
     def test_no_coarse_examples(self):
         with pytest.raises(ValueError, match="coarse_examples must be at least 1, got 0"):

@@ -62,6 +62,7 @@ class DiffReport(SphinxDirective):
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the directives."""
+    app.setup_extension("provenance_table")
     app.add_directive("build-diff", BuildDiff)
     app.add_directive("diff-report", DiffReport)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

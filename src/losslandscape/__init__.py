@@ -5,6 +5,7 @@ The names below are the public interface; everything else may change.
 
 from importlib.metadata import version
 
+from losslandscape.distributed import RankError
 from losslandscape.eigen import (
     EigenResult,
     lambda_max,
@@ -96,6 +97,7 @@ __all__ = [
     "Orbit",
     "OrbitMinimum",
     "QuadraticSharpness",
+    "RankError",
     "Recipe",
     "RecipeError",
     "Run",

@@ -126,6 +126,7 @@ def lanczos(
     v0: Tensor | None = None,
     seed: int = 0,
     max_basis: int | None = None,
+    basis_bytes: int | None = None,
     progress: bool = False,
 ) -> EigenResult:
     """``k`` eigenpairs from one end of the spectrum, by Lanczos with full re-orthogonalisation.
@@ -134,9 +135,11 @@ def lanczos(
     as a false copy of itself.
     When the recurrence says that all ``k`` pairs are good enough, ``k`` further products measure
     their true residuals; if one fails, the iteration goes on.
-    Memory: one vector of length ``D`` per product, at most ``max_basis`` of them; a full basis is
-    replaced by its best Ritz vectors (thick restart: Wu & Simon, *SIAM J. Matrix Anal. Appl.* 22,
-    2000).
+    Memory: one vector of length ``D`` per product, at most ``max_basis`` of them or as many as
+    ``basis_bytes`` holds; a full basis is replaced in place by its best Ritz vectors (thick
+    restart: Wu & Simon, *SIAM J. Matrix Anal. Appl.* 22, 2000).
+    Beside the basis, about ``3 k + 4`` vectors are held at a time.
+    On a GPU whose free memory is short of the basis, the basis lives in host memory.
 
     Args:
         op: Symmetric, ``(D, D)``.
@@ -147,7 +150,8 @@ def lanczos(
         v0: Start vector ``(D,)``; by default Gaussian from ``seed``.
         seed: Seed of the start vector.
         max_basis: Most vectors held at once, at least ``k + 2``; ``None`` sets no limit.
-        progress: Show a bar over the products.
+        basis_bytes: Most bytes that these vectors may take; ``None`` sets no limit.
+        progress: Show a bar over the products; it begins with the memory of the basis.
 
     Raises:
         ValueError: An argument out of range, or a product that is not finite.
@@ -159,19 +163,21 @@ def lanczos(
     if which not in ENDS:
         raise ValueError(f"which must be one of {', '.join(ENDS)}, got {which!r}")
     _check_arguments(op, k, tol, max_products, least=2 * k)
-    if max_basis is not None and max_basis < k + 2:
-        raise ValueError(f"max_basis must be at least k + 2 = {k + 2}, got {max_basis}")
     start = _start_vector(op, v0, seed)
     size = len(start)
+    room = _room(k, start, max_basis, basis_bytes)
+    most = min(size, max_products, room or size)
+    home = _home(start.device, most * start.nbytes)
     generator = torch.Generator().manual_seed(seed + 1)
-    space = Basis(start)
+    space = Basis(start.to(home), room)
     projected = np.zeros((0, 0))  # basis' A basis
     history = []
     products = 0
     target = tol
-    bar = tqdm(total=max_products, desc="Lanczos", unit="product", disable=not progress)
+    memory = f"Lanczos, up to {most} vectors, {tqdm.format_sizeof(most * start.nbytes, 'B', 1024)}"
+    bar = tqdm(total=max_products, desc=memory, unit="product", disable=not progress)
     while True:
-        image = op @ space.vectors[-1]
+        image = (op @ space.vectors[-1].to(start.device)).to(home)
         products += 1
         if not torch.isfinite(image).all():
             raise ValueError("a product of the operator is not finite")
@@ -193,7 +199,7 @@ def lanczos(
         enough = len(chosen) == k and bool(np.all(errors[chosen] <= target * np.abs(theta[chosen])))
         last = exhausted or products + k >= max_products
         if enough or last:
-            vectors = space.combine(weights[:, chosen]).T
+            vectors = space.combine(weights[:, chosen]).T.to(start.device)
             others = (theta[order[k:]], errors[order[k:]])
             result = _certify(op, vectors, which, tol, products, history, others)
             products = result.products
@@ -201,12 +207,12 @@ def lanczos(
                 bar.close()
                 return result
             target /= 4  # the recurrence was too hopeful in finite precision: ask it for more
-        if len(theta) == max_basis:
-            kept = order[: (k + max_basis) // 2]
-            space = Basis(space.combine(weights[:, kept]))
+        if len(theta) == room:
+            kept = order[: (k + room) // 2]
+            space.replace(weights[:, kept])
             projected = np.diag(theta[kept])
         if invariant:
-            rest, _ = orthogonalise(_gaussian(size, start, generator), space.vectors)
+            rest, _ = orthogonalise(_gaussian(size, rest, generator), space.vectors)
         space.append(rest / torch.linalg.vector_norm(rest))
 
 
@@ -329,6 +335,7 @@ def lambda_max(
     chunk_size: int = 128,
     memory_budget: int = 1 << 30,
     progress: bool = False,
+    group: Any = None,
 ) -> EigenResult:
     """The algebraically largest Hessian eigenvalue on all the data, coarse to fine.
 
@@ -339,12 +346,15 @@ def lambda_max(
     3. :func:`refine` corrects it with the coarse pairs as a model of the Hessian, one pass over
        all the data per step, until the true residual on all the data meets ``tol``.
 
+    Memory: at most 24 vectors of length ``D``, their images and 8 coarse pairs at a time; where
+    that is too much, :func:`top_eigenpairs` with ``basis_bytes`` needs less.
+
     What is certain is that an eigenvalue lies within the residual of the value.
     That it is the largest rests on the random start, as in every Krylov method; an eigenvector
     that carries a share of the curvature of the data cannot be missed by chance of the subsample.
 
     Args:
-        model, loss_fn, data, params, chunk_size, memory_budget: As for
+        model, loss_fn, data, params, chunk_size, memory_budget, group: As for
             :class:`~losslandscape.operators.HessianOperator`.
         tol: Relative residual asked for on all the data.
         seed: Seed of the subsample and of the start vectors.
@@ -370,7 +380,11 @@ def lambda_max(
         (4.0, [True])
     """
     full = HessianOperator(
-        model, loss_fn, data, params=params, chunk_size=chunk_size, memory_budget=memory_budget
+        *(model, loss_fn, data),
+        params=params,
+        chunk_size=chunk_size,
+        memory_budget=memory_budget,
+        group=group,
     )
     if coarse_examples is None:
         enough = full.examples >= _COARSE_FROM
@@ -385,7 +399,12 @@ def lambda_max(
         del coarse  # and its graphs
         start = near.vectors[:, 0] + 0.1 * start
     return refine(
-        full, near, tol=tol, max_products=max_products, v0=start, seed=seed, progress=progress
+        *(full, near),
+        tol=tol,
+        max_products=max_products,
+        v0=start,
+        seed=seed,
+        progress=progress and full.speaks,
     )
 
 
@@ -401,18 +420,21 @@ def top_eigenpairs(
     seed: int = 0,
     max_products: int = 300,
     max_basis: int | None = None,
+    basis_bytes: int | None = None,
     chunk_size: int = 128,
     memory_budget: int = 1 << 30,
     progress: bool = True,
+    group: Any = None,
 ) -> EigenResult:
     """``k`` eigenpairs of the Hessian on all the data, certified, with a progress bar.
 
     :func:`lanczos`, started from a vector that is rich in directions of large curvature.
 
     Args:
-        model, loss_fn, data, params, chunk_size, memory_budget: As for
+        model, loss_fn, data, params, chunk_size, memory_budget, group: As for
             :class:`~losslandscape.operators.HessianOperator`.
-        k, which, tol, seed, max_products, max_basis, progress: As for :func:`lanczos`.
+        k, which, tol, seed, max_products, max_basis, basis_bytes, progress: As for
+            :func:`lanczos`.
 
     Raises:
         ValueError: As for both.
@@ -426,7 +448,11 @@ def top_eigenpairs(
         [4.0, 1.0]
     """
     H = HessianOperator(
-        model, loss_fn, data, params=params, chunk_size=chunk_size, memory_budget=memory_budget
+        *(model, loss_fn, data),
+        params=params,
+        chunk_size=chunk_size,
+        memory_budget=memory_budget,
+        group=group,
     )
     return lanczos(
         H,
@@ -437,7 +463,8 @@ def top_eigenpairs(
         v0=H.curved_start(seed=seed),
         seed=seed,
         max_basis=max_basis,
-        progress=progress,
+        basis_bytes=basis_bytes,
+        progress=progress and H.speaks,
     )
 
 
@@ -449,14 +476,47 @@ _COARSE_STEPS = 16
 _COARSE_FROM = 4096
 
 
-class Basis:
-    """Rows that grow one by one, in storage that grows by doubling."""
+# A restart works on so many columns of the basis at a time.
+_COLUMNS = 1 << 16
+# A basis larger than this share of a GPU's free memory lives in host memory.
+_SHARE_OF_FREE = 0.8
 
-    def __init__(self, rows: Tensor | None = None) -> None:
+
+def _room(k: int, start: Tensor, max_basis: int | None, basis_bytes: int | None) -> int | None:
+    """How many vectors a basis may hold; ``None`` is no limit."""
+    if max_basis is not None and max_basis < k + 2:
+        raise ValueError(f"max_basis must be at least k + 2 = {k + 2}, got {max_basis}")
+    if basis_bytes is None:
+        return max_basis
+    room = basis_bytes // start.nbytes
+    if room < k + 2:
+        raise ValueError(
+            f"basis_bytes = {basis_bytes:,} holds {room} vectors of {len(start):,} numbers; "
+            f"{k} eigenpairs need k + 2 = {k + 2} of them: {(k + 2) * start.nbytes:,} bytes"
+        )
+    return room if max_basis is None else min(room, max_basis)
+
+
+def _home(device: torch.device, needed: int) -> torch.device:
+    """Where a basis of so many bytes lives: beside the matrix, or in host memory."""
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if needed <= _SHARE_OF_FREE * free else torch.device("cpu")
+
+
+class Basis:
+    """Rows that grow one by one, in storage for ``room`` rows, or that grows by doubling."""
+
+    def __init__(self, rows: Tensor | None = None, room: int | None = None) -> None:
         self._count = 0
         if rows is not None:
             self._store = rows.reshape(-1, rows.shape[-1])
             self._count = len(self._store)
+            if room is not None:
+                store = rows.new_empty(room, rows.shape[-1])
+                store[: self._count] = self._store
+                self._store = store
 
     @property
     def vectors(self) -> Tensor:
@@ -471,6 +531,13 @@ class Basis:
             self._store = torch.cat([self._store, torch.empty_like(self._store)])
         self._store[self._count] = row
         self._count += 1
+
+    def replace(self, weights: np.ndarray) -> None:
+        """Put the combinations in place of the rows, without a second basis in memory."""
+        matrix = torch.as_tensor(np.ascontiguousarray(weights.T)).to(self._store)
+        for columns in self._store.split(_COLUMNS, dim=1):
+            columns[: len(matrix)] = matrix @ columns[: self._count]
+        self._count = len(matrix)
 
     def combine(self, weights: np.ndarray) -> Tensor:
         """The combinations ``weights' rows``, one for each column of ``weights`` (m, p)."""

@@ -13,6 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from losslandscape.distributed import Ranks
+
 LossFunction = Callable[[Any, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
 
@@ -30,19 +32,22 @@ class MeanLoss:
     its last batch still defines one function.
 
     Args:
-        model, loss_fn, data, params, chunk_size, allow: As for
+        model, loss_fn, data, params, chunk_size, allow, group: As for
             :class:`~losslandscape.operators.HessianOperator`.
 
     Attributes:
         params: The chosen parameters in ``model.parameters()`` order, each once.
         batches: ``(inputs, targets)`` chunks of at most ``chunk_size`` examples.
-        examples: How many examples the mean is over.
+        ranks: The processes that share the data, ``None`` where there is one only.
+        before: How many examples the ranks before this one hold.
+        examples: How many examples the mean is over, those of all ranks.
         size: Length ``D`` of a flat vector of weights.
         dtype, device: Of the parameters.
 
     Raises:
         ValueError: Empty data, no parameters, a loss that is not a finite scalar mean over
             examples, an active dropout layer, batch normalisation in ``train`` mode.
+        RankError: Another rank refused its shard, or has other weights.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class MeanLoss:
         params: Iterable[nn.Parameter] | None = None,
         chunk_size: int = 128,
         allow: Collection[str] = (),
+        group: Any = None,
     ) -> None:
         if chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
@@ -71,18 +77,31 @@ class MeanLoss:
         self.size = sum(p.numel() for p in self.params)
         self.chunk_size = chunk_size
         self.allow = allow
-        with untouched(model):
-            # With batch statistics an example's loss depends on its batch: batches stay whole.
-            whole = "batchnorm" in allow
-            self.batches = list(_split(_as_batches(data), None if whole else chunk_size))
-        if not self.batches:
+        self.batches: list[Batch] = []
+        self.ranks = None if group is None else Ranks(group)
+        if self.ranks is None:
+            counts, rank = [self._take(data)], 0
+        else:
+            shared = {"the model": self.params}
+            counts = self.ranks.gather(lambda: self._take(data), shared, self.device)
+            rank = self.ranks.rank
+        self.before, self.examples = sum(counts[:rank]), sum(counts)
+        if not self.examples:
             raise ValueError(
                 "the data are empty: give at least one example (a generator can be read only once)"
             )
-        self.examples = sum(len(targets) for _, targets in self.batches)
-        _refuse(model, allow)
-        with untouched(model):
-            _check_mean_loss(self.of_batch, self.batches[0], allow)
+
+    def _take(self, data: Batch | Iterable[Batch]) -> int:
+        """Keep and check the data of this process; how many examples they are."""
+        with untouched(self.model):
+            # With batch statistics an example's loss depends on its batch: batches stay whole.
+            size = None if "batchnorm" in self.allow else self.chunk_size
+            self.batches = [batch for batch in _split(_as_batches(data), size) if len(batch[1])]
+        if self.batches:
+            _refuse(self.model, self.allow)
+            with untouched(self.model):
+                _check_mean_loss(self.of_batch, self.batches[0], self.allow)
+        return sum(len(targets) for _, targets in self.batches)
 
     def of_batch(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of one batch, with its graph."""
@@ -95,8 +114,7 @@ class MeanLoss:
             ValueError: It is not finite.
         """
         with untouched(self.model), torch.no_grad():
-            parts = [self.of_batch(x, y).double() * len(y) for x, y in self.batches]
-        mean = float(torch.stack(parts).sum()) / self.examples
+            mean = float(self._total()) / self.examples
         if not abs(mean) < float("inf"):
             raise ValueError(f"the loss is {mean}: check data and weights")
         return mean
@@ -115,12 +133,21 @@ class MeanLoss:
                     moved = self.split(offset.to(device=self.device, dtype=self.dtype))
                     for p, w, d in zip(self.params, before, moved, strict=True):
                         p.data.copy_(w + d)
-                    parts = [self.of_batch(x, y).double() * len(y) for x, y in self.batches]
-                    found.append(torch.stack(parts).sum().cpu() / self.examples)
+                    found.append(self._total().cpu() / self.examples)
             finally:
                 for p, w in zip(self.params, before, strict=True):
                     p.data.copy_(w)
         return torch.stack(found)
+
+    def _total(self) -> Tensor:
+        """The loss summed over all examples, in ``float64``."""
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+
+        def own() -> Tensor:
+            parts = [self.of_batch(x, y).double() * len(y) for x, y in self.batches]
+            return torch.stack(parts).sum() if parts else zero
+
+        return own() if self.ranks is None else self.ranks.sum(own, zero)
 
     def weights(self) -> Tensor:
         """The current weights as one flat vector ``(D,)``, a copy."""
@@ -141,20 +168,23 @@ class MeanLoss:
             raise ValueError(f"count must lie between 1 and {self.examples}, got {count}")
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(self.examples, generator=generator)[:count].sort().values
-        picked, start = [], 0
+        picked, start = [], self.before
         for inputs, targets in self.batches:
             rows = chosen[(chosen >= start) & (chosen < start + len(targets))] - start
             start += len(targets)
             if len(rows):
                 picked.append((inputs[rows.to(inputs.device)], targets[rows.to(targets.device)]))
-        inputs, targets = (torch.cat(parts) for parts in zip(*picked, strict=True))
+        data: Any = []  # of the examples drawn, a rank may hold none
+        if picked:
+            data = tuple(torch.cat(parts) for parts in zip(*picked, strict=True))
         return type(self)(
             self.model,
             self.loss_fn,
-            (inputs, targets),
+            data,
             params=self.params,
             chunk_size=self.chunk_size,
             allow=self.allow,
+            group=None if self.ranks is None else self.ranks.group,
         )
 
 

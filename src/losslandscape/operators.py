@@ -136,12 +136,14 @@ class _MeanLossOperator(CurvatureOperator):
         allow: Collection[str] = (),
         group: Any = None,
     ) -> None:
-        if group is not None:
-            raise NotImplementedError(
-                "data sharded over processes is not supported yet: group=None"
-            )
         self._begin(
-            MeanLoss(model, loss_fn, data, params=params, chunk_size=chunk_size, allow=allow),
+            MeanLoss(
+                *(model, loss_fn, data),
+                params=params,
+                chunk_size=chunk_size,
+                allow=allow,
+                group=group,
+            ),
             memory_budget,
         )
 
@@ -164,8 +166,13 @@ class _MeanLossOperator(CurvatureOperator):
 
     @property
     def examples(self) -> int:
-        """How many examples the mean is over."""
+        """How many examples the mean is over, those of all ranks."""
         return self.objective.examples
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process tells the user how work goes: the first of a group does."""
+        return self.objective.ranks is None or self.objective.ranks.rank == 0
 
     def subsample(self, count: int, *, seed: int = 0) -> Self:
         """The same matrix on ``count`` of the examples, drawn without replacement.
@@ -197,7 +204,28 @@ class _MeanLossOperator(CurvatureOperator):
             ``(D,)``, of unit length.
         """
         generator = torch.Generator().manual_seed(seed)
+        ranks = self.objective.ranks
         total = torch.zeros(self.shape[0], dtype=self.dtype, device=self.device)
+        if ranks is None:
+            total = self._bent(total, generator)
+        else:
+            # One stream of signs for all the data: each rank passes over those of the others.
+            sizes = ranks.gather(self._outputs_per_example, device=self.device)
+            own = sum(len(targets) for _, targets in self.objective.batches)
+            after = self.objective.examples - self.objective.before - own
+            _pass_over(self.objective.before * max(sizes), generator)
+            total = ranks.sum(lambda: self._bent(torch.zeros_like(total), generator), total)
+            _pass_over(after * max(sizes), generator)
+        white = torch.randn(self.shape[0], generator=generator, dtype=torch.float64).to(total)
+        length = torch.linalg.vector_norm(total)
+        if not (torch.isfinite(length) and length > 0):
+            total, length = white, torch.linalg.vector_norm(white)
+        start = total / length + 0.1 * white / torch.linalg.vector_norm(white)
+        unit: Tensor = start / torch.linalg.vector_norm(start)
+        return unit
+
+    def _bent(self, total: Tensor, generator: torch.Generator) -> Tensor:
+        """Add what this process' examples put into :meth:`curved_start`."""
         with untouched(self.objective.model), torch.enable_grad():
             for inputs, targets in self.objective.batches:
                 outputs = self.objective.model(inputs.to(self.device))
@@ -209,15 +237,31 @@ class _MeanLossOperator(CurvatureOperator):
                 signs = 2 * torch.randint(2, free.shape, generator=generator).to(free) - 1
                 bent = pull_back(slope, [free], [signs * len(targets)])
                 total += flat(pull_back((outputs,), self.objective.params, list(bent)))
-        white = torch.randn(self.shape[0], generator=generator, dtype=torch.float64).to(total)
-        length = torch.linalg.vector_norm(total)
-        if not (torch.isfinite(length) and length > 0):
-            total, length = white, torch.linalg.vector_norm(white)
-        start = total / length + 0.1 * white / torch.linalg.vector_norm(white)
-        unit: Tensor = start / torch.linalg.vector_norm(start)
-        return unit
+        return total
+
+    def _outputs_per_example(self) -> int:
+        """How many numbers the model returns for one example; 0 on a rank without data."""
+        for inputs, _ in self.objective.batches[:1]:
+            with untouched(self.objective.model), torch.no_grad():
+                outputs = self.objective.model(inputs[:1].to(self.device))
+            return outputs.numel() if isinstance(outputs, Tensor) else 0
+        return 0
 
     def _product(self, vectors: Tensor) -> Tensor:
+        ranks = self.objective.ranks
+        if ranks is None:
+            return self._own_part(vectors)
+
+        def part() -> Tensor:
+            own = self._own_part(vectors)
+            if not torch.isfinite(own).all() and torch.isfinite(vectors).all():
+                raise ValueError(f"the product is not finite: {self._why_not_finite()}")
+            return own
+
+        shared: dict[str, list[Any]] = {"the vector": [vectors], "the model": self.objective.params}
+        return ranks.sum(part, vectors, shared)
+
+    def _own_part(self, vectors: Tensor) -> Tensor:
         directions = [self.objective.split(column) for column in vectors.unbind(dim=1)]
         totals = [torch.zeros_like(vectors[:, 0]) for _ in directions]
         with untouched(self.objective.model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -323,11 +367,18 @@ class HessianOperator(_MeanLossOperator):
         allow: ``"batchnorm"`` takes batch statistics in ``train`` mode as they are: the loss of an
             example then depends on its batch, and batches are never cut.
             ``"dropout"`` takes one fixed draw of the random layers.
-        group: Reserved for data sharded over processes; only ``None`` is accepted so far.
+        group: A ``torch.distributed`` process group whose ranks each hold a shard of the data, of
+            any size, and the same weights; ``None`` is this process alone.
+            Every rank makes the same calls in the same order, and gets the same results, for the
+            price of one all-reduce of the vector per product.
+            (``DistributedSampler`` repeats examples to make shards equal, so they would count
+            twice: take every ``size``-th example instead.)
 
     Raises:
         ValueError: Empty data, no parameters, a loss that is not a finite scalar mean over
             examples, an active dropout layer, batch normalisation in ``train`` mode.
+        RankError: Another rank failed, is silent past the time limit of the group, or has other
+            weights or another vector; the message names it.
 
     Example:
         Least squares, :math:`L = \frac1n \lVert Xw - y\rVert^2`, has :math:`H = \frac2n X^\top X`.
@@ -460,6 +511,12 @@ def weight_scale(
     if per == "tensor":
         return flat(torch.linalg.vector_norm(p).expand_as(p) for p in chosen)
     raise ValueError(f"per must be 'weight' or 'tensor', got {per!r}")
+
+
+def _pass_over(count: int, generator: torch.Generator) -> None:
+    """Draw so many signs for nothing."""
+    for start in range(0, count, 1 << 20):
+        torch.randint(2, (min(1 << 20, count - start),), generator=generator)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ median over the rounds is shown.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -238,6 +239,29 @@ def _memory(run: Row) -> float:
     return float(run["memory_peak"] - run["data_bytes"])
 
 
+def finding(record: Record) -> str:
+    """The page in three sentences."""
+    ours, share = _first(record, "lambda_max", OURS), goals(record)[1][2]
+    products = _certified_products(ours)
+    said = [] if products is None else [f"lambda_max is certified after {products:.0f} products"]
+    if share is not None:
+        said.append(
+            f"it takes {share:.2g} times the CPU time of the fastest public call that comes "
+            f"within {WITHIN:.1%} of the value"
+        )
+    others = [row for row in rows(record, "lambda_max") if row["tool"] != OURS and row["rounds"]]
+    wrong = sum(truthful(row) == "no" for row in others)
+    silent = sum(truthful(row) == UNKNOWN for row in others)
+    verdicts = Counter(goals_table(record)["verdict"])
+    return (
+        f"In this library {' and '.join(said) or 'lambda_max is not certified'}. "
+        f"Of {len(others)} calls of other tools for the same eigenvalue, {silent} say nothing of "
+        f"their own accuracy and {wrong} claim one that they do not have. "
+        f"Of {verdicts.total()} goals that were set before the first measurement, "
+        f"{verdicts['met']} are met and {verdicts['missed']} missed."
+    )
+
+
 def goals_table(record: Record) -> pd.DataFrame:
     """Each goal, the measurement beside it, and whether it is met."""
     table = {}
@@ -461,6 +485,11 @@ def _table(make: Callable[[Record], pd.DataFrame]) -> Callable[[Path], Table]:
     return text
 
 
+def _finding(root: Path) -> str:
+    record = load(root)
+    return finding(record) if record is not None else ""
+
+
 def _about(root: Path) -> Table:
     record = load(root)
     return about(record) if record is not None else ([], [])
@@ -479,3 +508,5 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "benchmark-profile": profile_table,
     **running.TABLES,
 }
+
+SENTENCES: dict[str, Callable[[Path], str]] = {"benchmark-finding": _finding}

@@ -35,6 +35,8 @@ class Comparison:
 
     Attributes:
         title: The study, and the label if there is one.
+        label: In whose name the comparison was saved; empty for the plain one.
+        outcomes: How many numbers came out the same, within or outside their tolerance.
         sentences: What was repeated, how much of it moved, and where the tolerances come from.
         machines: Machine and versions of the record and of the repeated run.
         movers: The numbers that moved most, beside their tolerance; empty when nothing did.
@@ -42,6 +44,8 @@ class Comparison:
     """
 
     title: str
+    label: str
+    outcomes: Counter[str]
     sentences: list[str]
     machines: Table
     movers: Table
@@ -58,12 +62,31 @@ def load(root: Path) -> list[Comparison]:
     return [_comparison(path) for path in paths]
 
 
+def finding(root: Path) -> str:
+    """The saved comparisons in a sentence for each label."""
+    totals: dict[str, Counter[str]] = {}
+    for comparison in load(root):
+        totals.setdefault(comparison.label, Counter()).update(comparison.outcomes)
+    return " ".join(
+        f"{f'Labelled {label}' if label else 'Repeated as they were recorded'}, of "
+        f"{counts.total()} numbers {counts['same']} are the same to the last bit, "
+        f"{counts['within']} moved within their tolerance, and {counts['outside']} outside."
+        for label, counts in sorted(totals.items())
+    )
+
+
+def _outcomes(runs: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    return Counter(row["outcome"] for run in runs for row in run["differences"])
+
+
 def _comparison(path: Path) -> Comparison:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         label = f" ({content['label']})" if content["label"] else ""
         return Comparison(
             title=f"{content['study']}{label}",
+            label=content["label"],
+            outcomes=_outcomes(content["runs"]),
             sentences=list(_sentences(content)),
             machines=_machines(content),
             movers=_movers(content),
@@ -81,7 +104,7 @@ def _sentences(content: Mapping[str, Any]) -> Iterable[str]:
         f"{_part(runs)} was repeated on {content['finished'][:10]}, in "
         f"{content['cpu_seconds'] / 60:.1f} minutes of processor time."
     )
-    counts = Counter(row["outcome"] for row in rows)
+    counts = _outcomes(runs)
     same, within, outside = (counts[outcome] for outcome in ("same", "within", "outside"))
     yield (
         f"Of {len(rows)} numbers, {same} {_are(same)} the same to the last bit, {within} moved "
@@ -217,3 +240,6 @@ def _range(numbers: list[int]) -> str:
 
 def _are(number: int) -> str:
     return "is" if number == 1 else "are"
+
+
+SENTENCES = {"diff-finding": finding}
