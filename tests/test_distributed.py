@@ -24,6 +24,8 @@ sys.path.insert(0, str(PROGRAM.parent))
 import ranks  # noqa: E402
 
 SHARDS = {"equal": [45, 45], "unequal": [13, 77], "empty": [0, 90], "empty last": [90, 0]}
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+ALONE = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": LOOPBACK}
 PATIENCE = 300  # seconds: machines that test are busy
 
 
@@ -36,7 +38,7 @@ def free_port():
 def start(job, shards, out, **environment):
     """Two ranks, as processes."""
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    common |= {"WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", **environment}
+    common |= {"WORLD_SIZE": "2", **ALONE, **environment}
     command = [sys.executable, str(PROGRAM), job, json.dumps(shards), str(out)]
     return [
         subprocess.Popen(command, env={**common, "RANK": str(rank)}, stderr=subprocess.PIPE)
@@ -116,7 +118,7 @@ def agreement(tmp_path_factory):
         json.dumps(SHARDS),
         str(out),
     ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **ALONE}
     subprocess.run(command, env=environment, check=True, timeout=PATIENCE, capture_output=True)
     return answers(out)
 
