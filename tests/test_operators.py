@@ -788,6 +788,6 @@ class TestRefusals:
         with pytest.raises(ValueError, match="23 inputs but 22 targets"):
             HessianOperator(network(), cross_entropy, (x, y[:-1]))
 
-    def test_group_is_not_supported_yet(self):
-        with pytest.raises(NotImplementedError, match="group"):
+    def test_no_group_without_a_process_group(self):
+        with pytest.raises(ValueError, match="no process group yet"):
             HessianOperator(network(), cross_entropy, classification(), group=object())

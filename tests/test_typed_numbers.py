@@ -16,6 +16,11 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("notebooks/[0-9]*.md")), *sorted(ROOT.glob("book/*.md"))]
 REGISTERED = [ROOT / "book/claims.yml", ROOT / "book/reported.yml"]
 EXPLAINED = {
+    "book/diff.md": {
+        "99.5": "the quantile that defines the tolerance",
+        "4.6": "that quantile of Student's t with nine degrees of freedom, times the root of 2",
+        "0.035": "the root of the machine epsilon of single precision, in per cent",
+    },
     "book/intro.md": {"3.11": "version of Python"},
     "book/reproduce.md": {"3.11": "version of Python"},
 }
