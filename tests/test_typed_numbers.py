@@ -8,6 +8,7 @@ listed here with its reason.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,23 +26,48 @@ EXPLAINED = {
     "book/reproduce.md": {"3.11": "version of Python"},
 }
 HEAD = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
-CODE = re.compile(r"^(`{3,})(?:\{code-cell\}.*?|[a-z]*)$(.*?)^\1$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"(`{3,}|:{3,})(?:\{([\w:-]+)\}.*|([a-z]*))")
+OPTION = re.compile(r":[\w-]+:( |$)")
 INSTEAD = re.compile(  # roles, substitutions, inline code, addresses of links
     r"\{[\w:-]+\}`[^`]*`|\{\{.*?\}\}|`[^`\n]*`|\]\([^)]*\)|https?://\S+"
 )
-TRAINING = re.compile(r"^## Exercises$.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE)
-SOLUTION = re.compile(r"^(`{3,}|:{3,})\{(?:solution|exercise).*?^\1$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(
     r"(?<![\w.,])(?:\d+\.\d+(?!\w|\.\d)|\d+(?:\.\d+)?(?= ?\\?%| times\b| points\b))"
 )
 ANY = re.compile(r"(?<![\w.])(?:\d+\.?\d*|\.\d+)(?:e-?\d+)?(?![\w])")
 
 
+def parts(text: str) -> Iterator[tuple[str, str]]:
+    """("prose", "code" or "exercise", line) for each line but fences, options and headings.
+
+    A fence closes the innermost open one of its kind that is not longer; else it opens one.
+    A directive holds prose, and whatever stands below "## Exercises" is an exercise.
+    """
+    open_fences: list[tuple[str, str]] = []
+    chapter = "prose"
+    for line in HEAD.sub("", text).splitlines():
+        kind = open_fences[-1][1] if open_fences else chapter
+        fence = FENCE.fullmatch(line)
+        if open_fences and set(line) == {line[:1]} and line.startswith(open_fences[-1][0]):
+            open_fences.pop()
+        elif fence and kind != "code":
+            name = fence[2]
+            code = name in (None, "code-cell", "eval-rst")
+            inner = "code" if code else "exercise" if name in ("exercise", "solution") else kind
+            open_fences.append((fence[1], inner))
+        elif kind == "code":
+            yield kind, line
+        elif line.startswith("## "):
+            chapter = "exercise" if line == "## Exercises" else "prose"
+        elif not (open_fences and OPTION.match(line)):
+            yield kind, line
+    assert not open_fences, f"never closed: {open_fences}"
+
+
 def typed(text: str) -> list[tuple[str, str]]:
     """(number, its line) for each number typed in a sentence."""
-    for part in (HEAD, CODE, TRAINING, SOLUTION):
-        text = part.sub("", text)
-    lines = [line for line in INSTEAD.sub("", text).splitlines() if not line.startswith(">")]
+    prose = "\n".join(line for kind, line in parts(text) if kind == "prose")
+    lines = [line for line in INSTEAD.sub("", prose).splitlines() if not line.startswith(">")]
     return [(found[0], line) for line in lines for found in NUMBER.finditer(line)]
 
 
@@ -54,7 +80,7 @@ KNOWN = set().union(*(numbers(path.read_text(encoding="utf-8")) for path in REGI
 
 def unexplained(text: str, page: str) -> list[str]:
     """What is typed on a page without a reason."""
-    settings = set().union(*(numbers(code) for _, code in CODE.findall(text)))
+    settings = set().union(*(numbers(line) for kind, line in parts(text) if kind == "code"))
     explained = EXPLAINED.get(page, {})
     return [
         f"{number}: {line.strip()[:110]}"
@@ -79,6 +105,9 @@ def test_a_typed_number_is_explained(path):
         ("```{code-cell} python3\nx = 0.4837\n```\nFrom 0.4837 on.", 0),
         ("## Exercises\nSo it is 0.4837.\n## Next\n", 0),
         ("## Exercises\nSo it is 0.4837.\n## Next\nNow 0.4838.", 1),
+        ("```{figure} a.png\n:width: 80.5%\n```\nSo it is 0.4837.\n```bash\nls\n```", 1),
+        ("````{prf:proof}\n```{figure} a.png\nIt is 0.4837.\n```\nAnd 0.4838.\n````", 2),
+        ("```{exercise}\nSo it is 0.4837.\n```", 0),
         ("> The paper says 0.4837.", 0),
         ("The paper reports 246.19.", 0),
         ("Section 3.2.1 of version 1.0.4.", 0),
