@@ -526,7 +526,20 @@ def site(tmp_path_factory):
             warning=warnings,
         ).build()
     assert not re.search("WARNING|ERROR", warnings.getvalue()), warnings.getvalue()
+    alone(folder / "html")
     return folder / "html"
+
+
+def alone(html):
+    """Write, for each figure, the page without the others: it loads sooner."""
+    text = (html / "page.html").read_text("utf-8")
+    for name in FIGURES:
+        others = re.compile(
+            rf'<div class="explorable" data-figure="(?!{name}").*?</div>', re.DOTALL
+        )
+        left, count = others.subn("", text)
+        assert count == len(FIGURES) - 1
+        (html / f"{name}-alone.html").write_text(left, "utf-8")
 
 
 def test_script_and_style_are_loaded_where_they_are_needed_only(site):
@@ -537,9 +550,10 @@ def test_script_and_style_are_loaded_where_they_are_needed_only(site):
 
 
 @pytest.fixture
-def tab(site, browser):
-    """A fresh tab with the page."""
-    tab = open_page(browser, site / "page.html")
+def tab(site, browser, request):
+    """A fresh tab with the page, or with the one figure that a test is about."""
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
+    tab = open_page(browser, site / (f"{name}-alone.html" if name else "page.html"))
     yield tab
     tab.close()
 

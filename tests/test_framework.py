@@ -265,6 +265,8 @@ def test_attention_and_residual_networks_from_a_loader(build, inputs):
     assert set(found.measures) == set(ll.framework.MEASURES)
     assert found.val_loss == pytest.approx(found.train_loss, rel=1e-9)
     assert "no rescaling" in found.orbit.text
+    fused = build is Attention  # with a second derivative in the plain kernel only
+    assert ("they use plain attention" in found.checks[0].text) is fused
 
 
 def test_what_a_model_does_not_allow_is_named():

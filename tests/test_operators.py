@@ -500,6 +500,12 @@ def test_fused_attention_is_replaced_during_the_product():
     H = HessianOperator(model, cross_entropy, (x, y))
     v = random_vector(H.shape[0])
     torch.testing.assert_close(H @ v, expected @ v)
+    assert H.replaced == ("ScaledDotProductFlashAttentionForCpu",)
+    assert repr(H).endswith("on cpu, plain attention in place of the fused one>")
+    assert H.subsample(3).replaced == H.replaced
+    plain = HessianOperator(network(), cross_entropy, classification())
+    assert plain.replaced == ()
+    assert repr(plain) == "<HessianOperator 43 x 43, float64 on cpu>"
 
 
 def dense_gauss_newton(model, loss_fn, x, y):

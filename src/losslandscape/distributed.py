@@ -58,9 +58,6 @@ class Ranks:
             raise ValueError("this process is not in the group")
         self._calls = 0
 
-    def __deepcopy__(self, memo: Any) -> Ranks:
-        return self  # there is one group, however many copies of an operator
-
     def sum(
         self,
         part: Callable[[], Tensor],

@@ -335,6 +335,7 @@ def lambda_max(
     chunk_size: int = 128,
     memory_budget: int = 1 << 30,
     progress: bool = False,
+    recompute: Iterable[nn.Module] = (),
     group: Any = None,
 ) -> EigenResult:
     """The algebraically largest Hessian eigenvalue on all the data, coarse to fine.
@@ -354,7 +355,7 @@ def lambda_max(
     that carries a share of the curvature of the data cannot be missed by chance of the subsample.
 
     Args:
-        model, loss_fn, data, params, chunk_size, memory_budget, group: As for
+        model, loss_fn, data, params, chunk_size, memory_budget, recompute, group: As for
             :class:`~losslandscape.operators.HessianOperator`.
         tol: Relative residual asked for on all the data.
         seed: Seed of the subsample and of the start vectors.
@@ -384,6 +385,7 @@ def lambda_max(
         params=params,
         chunk_size=chunk_size,
         memory_budget=memory_budget,
+        recompute=recompute,
         group=group,
     )
     if coarse_examples is None:
@@ -424,6 +426,7 @@ def top_eigenpairs(
     chunk_size: int = 128,
     memory_budget: int = 1 << 30,
     progress: bool = True,
+    recompute: Iterable[nn.Module] = (),
     group: Any = None,
 ) -> EigenResult:
     """``k`` eigenpairs of the Hessian on all the data, certified, with a progress bar.
@@ -431,7 +434,7 @@ def top_eigenpairs(
     :func:`lanczos`, started from a vector that is rich in directions of large curvature.
 
     Args:
-        model, loss_fn, data, params, chunk_size, memory_budget, group: As for
+        model, loss_fn, data, params, chunk_size, memory_budget, recompute, group: As for
             :class:`~losslandscape.operators.HessianOperator`.
         k, which, tol, seed, max_products, max_basis, basis_bytes, progress: As for
             :func:`lanczos`.
@@ -452,6 +455,7 @@ def top_eigenpairs(
         params=params,
         chunk_size=chunk_size,
         memory_budget=memory_budget,
+        recompute=recompute,
         group=group,
     )
     return lanczos(

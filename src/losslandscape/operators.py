@@ -26,6 +26,7 @@ from losslandscape.objective import (
     select_parameters,
     untouched,
 )
+from losslandscape.recomputation import recomputed
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
@@ -53,7 +54,11 @@ class CurvatureOperator:
 
     def __repr__(self) -> str:
         place = f"{str(self.dtype).removeprefix('torch.')} on {self.device}"
-        return f"<{type(self).__name__} {self.shape[0]} x {self.shape[1]}, {place}>"
+        return f"<{type(self).__name__} {self.shape[0]} x {self.shape[1]}, {place}{self._aside()}>"
+
+    def _aside(self) -> str:
+        """What a reader of the ``repr`` should know."""
+        return ""
 
     def _product(self, vectors: Tensor) -> Tensor:
         """Multiply the columns of ``vectors`` (D, k)."""
@@ -120,9 +125,15 @@ class _MeanLossOperator(CurvatureOperator):
     """What the curvature matrices of one mean loss share: chunk by chunk, with kept graphs.
 
     Subclasses implement :meth:`_share`.
+
+    Attributes:
+        objective: The mean loss.
+        replaced: Names of the fused attention kernels of the model, which have no second
+            derivative: products use the plain kernel in their place.
     """
 
     objective: MeanLoss
+    replaced: tuple[str, ...]
 
     def __init__(
         self,
@@ -134,8 +145,13 @@ class _MeanLossOperator(CurvatureOperator):
         chunk_size: int = 128,
         memory_budget: int = 1 << 30,
         allow: Collection[str] = (),
+        recompute: Iterable[nn.Module] = (),
         group: Any = None,
     ) -> None:
+        modules = list(recompute)
+        inside = set(model.modules())
+        if not all(module in inside for module in modules):
+            raise ValueError("recompute holds what is not a module of this model")
         self._begin(
             MeanLoss(
                 *(model, loss_fn, data),
@@ -145,16 +161,19 @@ class _MeanLossOperator(CurvatureOperator):
                 group=group,
             ),
             memory_budget,
+            modules,
         )
 
-    def _begin(self, objective: MeanLoss, memory_budget: int) -> None:
+    def _begin(self, objective: MeanLoss, memory_budget: int, recompute: list[nn.Module]) -> None:
         if memory_budget < 0:
             raise ValueError(f"memory_budget must be 0 bytes or more, got {memory_budget}")
         self.objective = objective
         self.dtype, self.device = objective.dtype, objective.device
         self.shape = (objective.size, objective.size)
         self.products = 0
+        self.replaced = _fused_attention(objective)
         self._memory_budget = memory_budget
+        self._recompute = recompute
         self._graphs: dict[int, Share] = {}
         self._graph_bytes = 0
         self._graphs_full = memory_budget == 0
@@ -163,6 +182,9 @@ class _MeanLossOperator(CurvatureOperator):
     def _share(self, inputs: Tensor, targets: Tensor, weight: float) -> Share:
         """Build the graph of one chunk and return its share of a product, times ``weight``."""
         raise NotImplementedError
+
+    def _aside(self) -> str:
+        return ", plain attention in place of the fused one" if self.replaced else ""
 
     @property
     def examples(self) -> int:
@@ -187,7 +209,8 @@ class _MeanLossOperator(CurvatureOperator):
             (4, (3, 3))
         """
         smaller = object.__new__(type(self))
-        smaller._begin(self.objective.subsample(count, seed=seed), self._memory_budget)
+        chosen = self.objective.subsample(count, seed=seed)
+        smaller._begin(chosen, self._memory_budget, self._recompute)
         return smaller
 
     def curved_start(self, *, seed: int = 0) -> Tensor:
@@ -226,7 +249,7 @@ class _MeanLossOperator(CurvatureOperator):
 
     def _bent(self, total: Tensor, generator: torch.Generator) -> Tensor:
         """Add what this process' examples put into :meth:`curved_start`."""
-        with untouched(self.objective.model), torch.enable_grad():
+        with untouched(self.objective.model), torch.enable_grad(), recomputed(self._recompute):
             for inputs, targets in self.objective.batches:
                 outputs = self.objective.model(inputs.to(self.device))
                 if not isinstance(outputs, Tensor):
@@ -291,9 +314,13 @@ class _MeanLossOperator(CurvatureOperator):
         weight = len(targets) / self.objective.examples
         torch.manual_seed(index)  # one fixed draw of dropout masks, where allowed
         if self._graphs_full:
-            with data_convolutions():
+            with data_convolutions(), recomputed(self._recompute):
                 return self._share(inputs, targets, weight)
-        with _saved_bytes({*self.objective.params, inputs, targets}) as saved, data_convolutions():
+        with (
+            _saved_bytes({*self.objective.params, inputs, targets}) as saved,
+            data_convolutions(),
+            recomputed(self._recompute),
+        ):
             share = self._share(inputs, targets, weight)
         # The first derivative itself, one number for each parameter, is kept as well.
         needed = saved["bytes"] + self.shape[0] * self.dtype.itemsize
@@ -355,7 +382,8 @@ class HessianOperator(_MeanLossOperator):
         model: Any differentiable module.
             Modes are taken as they are: call ``model.eval()`` before for batch normalisation and
             dropout.
-            Fused attention, which has no second derivative, is replaced during a product.
+            Fused attention, which has no second derivative, is replaced during a product;
+            :attr:`replaced` and the operator's ``repr`` say so.
         loss_fn: ``loss_fn(outputs, targets)``, the scalar **mean** loss of a batch.
         data: A pair ``(X, y)`` of tensors whose first axis is the example,
             or an iterable of such pairs, for instance a ``DataLoader``.
@@ -367,6 +395,9 @@ class HessianOperator(_MeanLossOperator):
         allow: ``"batchnorm"`` takes batch statistics in ``train`` mode as they are: the loss of an
             example then depends on its batch, and batches are never cut.
             ``"dropout"`` takes one fixed draw of the random layers.
+        recompute: Modules of the model, such as the blocks of a transformer, whose activations are
+            computed again when a product needs them: it then keeps their inputs only, in exchange
+            for two more passes and one more gradient of each. Each must return one tensor.
         group: A ``torch.distributed`` process group whose ranks each hold a shard of the data, of
             any size, and the same weights; ``None`` is this process alone.
             Every rank makes the same calls in the same order, and gets the same results, for the
@@ -511,6 +542,26 @@ def weight_scale(
     if per == "tensor":
         return flat(torch.linalg.vector_norm(p).expand_as(p) for p in chosen)
     raise ValueError(f"per must be 'weight' or 'tensor', got {per!r}")
+
+
+def _fused_attention(objective: MeanLoss) -> tuple[str, ...]:
+    """The fused attention kernels that the loss of two examples goes through."""
+    found: set[str] = set()
+    for inputs, targets in objective.batches[:1]:
+        whole = "batchnorm" in objective.allow
+        few = (inputs, targets) if whole else (inputs[:2], targets[:2])
+        with untouched(objective.model), torch.enable_grad():
+            nodes = [objective.of_batch(*few).grad_fn]
+        seen = set(nodes)
+        while nodes:
+            node = nodes.pop()
+            if node is None:
+                continue
+            if node.name().startswith("ScaledDotProduct"):
+                found.add(node.name().removesuffix("Backward0"))
+            nodes += [later for later, _ in node.next_functions if later not in seen]
+            seen.update(later for later, _ in node.next_functions)
+    return tuple(sorted(found))
 
 
 def _pass_over(count: int, generator: torch.Generator) -> None:
