@@ -9,7 +9,14 @@ from scipy.sparse.linalg import eigsh
 from torch.nn.functional import cross_entropy
 
 from losslandscape import eigen
-from losslandscape.eigen import lambda_max, lanczos, power_iteration, refine, top_eigenpairs
+from losslandscape.eigen import (
+    lambda_max,
+    lanczos,
+    power_iteration,
+    refine,
+    sampling_error,
+    top_eigenpairs,
+)
 from losslandscape.lab.models import mlp
 from losslandscape.operators import HessianOperator
 
@@ -501,3 +508,52 @@ class TestRefusals:
     def test_k_out_of_range(self, k):
         with pytest.raises(ValueError, match="between 1 and 3"):
             lanczos(torch.eye(3), k=k)
+
+
+class TestSamplingError:
+    def drawn(self, seed, examples=120):
+        """Examples from one population, and a network that is the same for all draws."""
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(examples, 4, generator=generator, dtype=torch.float64)
+        x[:, 0] *= 3
+        return x, (x[:, 0] + x[:, 1] > 0).long()
+
+    def found(self, seed, chunk_size=1):
+        data, model = self.drawn(seed), mlp((4, 3, 2), seed=1)
+        whole = HessianOperator(model, cross_entropy, data)
+        values, vectors = torch.linalg.eigh(whole @ torch.eye(whole.shape[0], dtype=torch.float64))
+        H = HessianOperator(model, cross_entropy, data, chunk_size=chunk_size)
+        return values[-1], sampling_error(H, vectors[:, -1])
+
+    def test_many_draws_scatter_as_one_says(self):
+        pairs = [self.found(seed) for seed in range(40)]
+        scatter = torch.stack([top for top, _ in pairs]).std()
+        said = torch.tensor([error.stderr for _, error in pairs]).mean()
+        assert float(said) == pytest.approx(float(scatter), rel=0.35)
+
+    def test_the_value_is_the_quotient_whatever_the_chunks(self):
+        for chunk_size in (1, 7, 100):
+            top, error = self.found(0, chunk_size)
+            assert error.value == pytest.approx(float(top), rel=1e-10)
+
+    def test_chunks_of_examples_agree_with_single_ones(self):
+        (_, one), (_, seven) = self.found(0, 1), self.found(0, 7)
+        assert seven.stderr == pytest.approx(one.stderr, rel=0.5)
+
+    def test_a_copy_of_the_data_in_each_chunk_has_no_error(self):
+        x, y = self.drawn(0, 20)
+        H = HessianOperator(mlp((4, 3, 2), seed=1), cross_entropy, [(x, y), (x, y), (x[:20], y)])
+        assert sampling_error(H, torch.ones(H.shape[0])).stderr == pytest.approx(0, abs=1e-12)
+
+    def test_it_costs_one_product_and_takes_any_length_of_vector(self):
+        H = HessianOperator(mlp((4, 3, 2), seed=1), cross_entropy, self.drawn(0), chunk_size=50)
+        v = torch.ones(H.shape[0], dtype=torch.float64)
+        once = sampling_error(H, v)
+        assert H.products == 1
+        again = sampling_error(H, -3 * v)
+        assert (again.value, again.stderr) == pytest.approx((once.value, once.stderr))
+
+    def test_one_chunk_tells_nothing(self):
+        H = HessianOperator(mlp((4, 3, 2), seed=1), cross_entropy, self.drawn(0), chunk_size=300)
+        with pytest.raises(ValueError, match="the data are one chunk: give a smaller chunk_size"):
+            sampling_error(H, torch.ones(H.shape[0]))

@@ -12,6 +12,7 @@ from losslandscape.eigen import (
     lanczos,
     power_iteration,
     refine,
+    sampling_error,
     top_eigenpairs,
 )
 from losslandscape.estimates import Estimate, Estimates
@@ -143,6 +144,7 @@ __all__ = [
     "rescaling_diagonal",
     "row_scale",
     "sam_sharpness",
+    "sampling_error",
     "simulate_quadratic",
     "spectral_density",
     "stability_limit",

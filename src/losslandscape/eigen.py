@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from losslandscape.estimates import Estimate
 from losslandscape.objective import Batch, LossFunction
-from losslandscape.operators import CurvatureOperator, HessianOperator
+from losslandscape.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
 
 ENDS = ("LA", "SA", "LM")
 
@@ -484,6 +485,45 @@ _COARSE_FROM = 4096
 _COLUMNS = 1 << 16
 # A basis larger than this share of a GPU's free memory lives in host memory.
 _SHARE_OF_FREE = 0.8
+
+
+def sampling_error(op: HessianOperator | GaussNewtonOperator, vector: Tensor) -> Estimate:
+    r"""An eigenvalue on all the data there could be: how far the drawn examples may mislead.
+
+    To first order an eigenvalue moves by :math:`u^\top (\Delta H) u` when the matrix moves
+    (Stewart & Sun, *Matrix Perturbation Theory*, 1990, section IV.2), so the eigenvalue of a mean
+    over :math:`n` drawn examples scatters like the mean of their :math:`u^\top H_i u`.
+    The largest eigenvalue is also too large on average, in second order, by about
+    :math:`\sum_j (u_j^\top \Delta H u)^2 / (\lambda - \lambda_j)`.
+
+    Costs one product. Chunks of one example each (``chunk_size=1``) give every example a voice;
+    with larger ones the error is that of so many chunk means, as good while there are some dozens.
+
+    Args:
+        op: Of one process.
+        vector: ``(D,)``, the eigenvector.
+
+    Returns:
+        The Rayleigh quotient, and its standard error over draws of the examples.
+
+    Raises:
+        ValueError: Fewer than two chunks, or the operator is shared by a group.
+
+    Example:
+        >>> data = (torch.tensor([[1.], [2.], [3.]]), torch.zeros(3, 1))
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> H = HessianOperator(model, nn.functional.mse_loss, data, chunk_size=1)
+        >>> print(sampling_error(H, torch.ones(1)))
+        9.333 +- 4.7
+    """
+    forms, sizes = op.by_chunk(vector)
+    if len(forms) < 2:
+        raise ValueError("the data are one chunk: give a smaller chunk_size, such as 1")
+    unit = float(vector.double() @ vector.double())
+    weights, forms = sizes / sizes.sum(), forms / unit
+    mean = float(weights @ forms)
+    spread = (weights * (forms - mean)).square().sum() * len(forms) / (len(forms) - 1)
+    return Estimate(mean, float(spread.sqrt()))
 
 
 def _room(k: int, start: Tensor, max_basis: int | None, basis_bytes: int | None) -> int | None:

@@ -213,6 +213,37 @@ class _MeanLossOperator(CurvatureOperator):
         smaller._begin(chosen, self._memory_budget, self._recompute)
         return smaller
 
+    def by_chunk(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        r"""The curvature along a vector, chunk of examples by chunk; costs one product.
+
+        Args:
+            vector: ``(D,)``.
+
+        Returns:
+            :math:`v^\top A_b v` for the matrix :math:`A_b` of each chunk alone, and how many
+            examples it holds, both ``(B,)`` in ``float64``.
+            The mean weighted by the sizes is :math:`v^\top A v`.
+
+        Raises:
+            ValueError: The operator is shared by a group of processes.
+
+        Example:
+            >>> data = (torch.tensor([[1.], [3.]]), torch.zeros(2, 1))
+            >>> model = nn.Linear(1, 1, bias=False)
+            >>> H = HessianOperator(model, nn.functional.mse_loss, data, chunk_size=1)
+            >>> H.by_chunk(torch.ones(1))[0]
+            tensor([ 2., 18.], dtype=torch.float64)
+        """
+        if self.objective.ranks is not None:
+            raise ValueError("by_chunk is for one process: give each rank its own operator")
+        sizes = torch.tensor([len(targets) for _, targets in self.objective.batches])
+        weights = sizes.double() / self.objective.examples
+        vector = vector.to(self.dtype)
+        direction = self.objective.split(vector)
+        parts = [float(vector @ flat(share(direction))) for share in self._shares()]
+        self.products += 1
+        return torch.tensor(parts, dtype=torch.float64) / weights, sizes.double()
+
     def curved_start(self, *, seed: int = 0) -> Tensor:
         r"""A random vector rich in directions of large curvature, for the price of a gradient.
 
@@ -287,13 +318,17 @@ class _MeanLossOperator(CurvatureOperator):
     def _own_part(self, vectors: Tensor) -> Tensor:
         directions = [self.objective.split(column) for column in vectors.unbind(dim=1)]
         totals = [torch.zeros_like(vectors[:, 0]) for _ in directions]
+        for share in self._shares():
+            for total, direction in zip(totals, directions, strict=True):
+                total += flat(share(direction))
+        return torch.stack(totals, dim=1)
+
+    def _shares(self) -> Iterator[Share]:
+        """The chunks' shares of a product."""
         with untouched(self.objective.model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             self._drop_outdated_graphs()
             for index in range(len(self.objective.batches)):
-                share = self._graphs.get(index) or self._build(index)
-                for total, direction in zip(totals, directions, strict=True):
-                    total += flat(share(direction))
-        return torch.stack(totals, dim=1)
+                yield self._graphs.get(index) or self._build(index)
 
     def _why_not_finite(self) -> str:
         for number, (inputs, targets) in enumerate(self.objective.batches):
