@@ -187,3 +187,18 @@ def test_fingerprints_tell_tensors_apart():
     assert len(prints) == 7
     assert all(1 <= p <= 2**22 and p == float(torch.tensor(float(p))) for p in prints)
     assert fingerprint([a, a[:4]]) != fingerprint([a[:4], a])
+
+
+def test_fingerprints_see_every_bit_and_place():
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(200_000, generator=generator)  # more than are read at once
+    known = fingerprint([whole])
+    far, near = whole.clone(), whole.clone()
+    far[:65_536], far[65_536:131_072] = whole[65_536:131_072], whole[:65_536]
+    near[[3, 70_000]] = near[[70_000, 3]]
+    assert len({known, fingerprint([far]), fingerprint([near])}) == 3
+    for bit in range(32):
+        other = whole.clone()
+        place = int(torch.randint(len(whole), (), generator=generator))
+        other.view(torch.int32)[place] ^= 1 << bit if bit < 31 else -(1 << 31)
+        assert fingerprint([other]) != known
