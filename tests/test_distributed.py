@@ -196,7 +196,8 @@ def test_fingerprints_see_every_bit_and_place():
     far, near = whole.clone(), whole.clone()
     far[:65_536], far[65_536:131_072] = whole[65_536:131_072], whole[:65_536]
     near[[3, 70_000]] = near[[70_000, 3]]
-    assert len({known, fingerprint([far]), fingerprint([near])}) == 3
+    others = (far, near, -whole, 2 * whole, whole.flip(0))
+    assert len({known, *(fingerprint([other]) for other in others)}) == 6
     for bit in range(32):
         other = whole.clone()
         place = int(torch.randint(len(whole), (), generator=generator))

@@ -167,7 +167,8 @@ def _weighted_bits(tensor: Tensor) -> int:
     """The bits of the entries as integers, weighted by their places: sums that wrap, not round."""
     pieces = tensor.detach().reshape(-1).view(torch.int32).split(_PIECE)
     odd = 2 * torch.arange(len(pieces[0]), device=tensor.device, dtype=torch.int32) + 1
-    sums = [(piece * odd[: len(piece)]).sum(dtype=torch.int32) for piece in pieces]
+    # Upper bits are mixed into lower ones: an even number of changed signs would wrap to nothing.
+    sums = [((p ^ (p >> 15)) * odd[: len(p)]).sum(dtype=torch.int32) for p in pieces]
     powers = [pow(_MIX, place, 2**63) for place in range(len(sums))]
     return int((torch.stack(sums) * torch.tensor(powers, device=tensor.device)).sum())
 
