@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from losslandscape import sums
 from losslandscape.estimates import Estimate
 from losslandscape.objective import Batch, LossFunction
 from losslandscape.operators import CurvatureOperator, GaussNewtonOperator, HessianOperator
@@ -98,14 +99,14 @@ def power_iteration(
     while True:
         image = op @ vector
         products += 1
-        value = torch.dot(vector, image)
-        residual = torch.linalg.vector_norm(image - value * vector)
+        value = sums.dot(vector, image)
+        residual = sums.norm(image - value * vector)
         history.append((float(products), float(value), float(residual)))
         if not torch.isfinite(residual):
             raise ValueError("a product of the operator is not finite")
         if residual <= tol * value.abs() or products >= max_products:
             break
-        vector = image / torch.linalg.vector_norm(image)
+        vector = image / sums.norm(image)
     return EigenResult(
         values=value[None],
         vectors=vector[:, None],
@@ -184,7 +185,7 @@ def lanczos(
             raise ValueError("a product of the operator is not finite")
         rest, coefficients = orthogonalise(image, space.vectors)
         projected = bordered(projected, coefficients.cpu().double().numpy())
-        beta = float(torch.linalg.vector_norm(rest))
+        beta = float(sums.norm(rest))
         theta, weights = np.linalg.eigh(projected)
         order = _pick(theta, which)
         chosen = order[:k]
@@ -214,7 +215,7 @@ def lanczos(
             projected = np.diag(theta[kept])
         if invariant:
             rest, _ = orthogonalise(_gaussian(size, rest, generator), space.vectors)
-        space.append(rest / torch.linalg.vector_norm(rest))
+        space.append(rest / sums.norm(rest))
 
 
 def refine(
@@ -283,15 +284,15 @@ def refine(
         if not torch.isfinite(image).all():
             raise ValueError("a product of the operator is not finite")
         images.append(image)
-        projected = (space.vectors @ images.vectors.T).cpu().double().numpy()
+        projected = sums.contract(space.vectors, images.vectors.T).cpu().double().numpy()
         theta, weights = np.linalg.eigh((projected + projected.T) / 2)
         vector = space.combine(weights[:, -1:])[0]
         image = images.combine(weights[:, -1:])[0]
-        length = torch.linalg.vector_norm(vector)
+        length = sums.norm(vector)
         vector, image = vector / length, image / length
-        value = torch.dot(vector, image)
+        value = sums.dot(vector, image)
         residual = image - value * vector
-        norm = torch.linalg.vector_norm(residual)
+        norm = sums.norm(residual)
         history.append((float(products), float(value), float(norm)))
         bar.set_postfix_str(f"value {float(value):.4g}, residual {float(norm):.1e}")
         bar.update()
@@ -305,10 +306,10 @@ def refine(
         step = residual
         if not misled:
             step = _correction(known_values, known_vectors, value, vector, residual)
-        step, _ = orthogonalise(step / torch.linalg.vector_norm(step), space.vectors)
-        if not torch.linalg.vector_norm(step) > 1e3 * torch.finfo(step.dtype).eps:
+        step, _ = orthogonalise(step / sums.norm(step), space.vectors)
+        if not sums.norm(step) > 1e3 * torch.finfo(step.dtype).eps:
             step, _ = orthogonalise(_gaussian(len(start), start, generator), space.vectors)
-        space.append(step / torch.linalg.vector_norm(step))
+        space.append(step / sums.norm(step))
     bar.close()
     # The known pairs tell where the next eigenvalue is, as far as a nearby matrix can.
     gap = value - known_values[1:2] if len(known_values) > 1 else torch.full_like(norm, 0)[None]
@@ -599,12 +600,12 @@ def bordered(matrix: np.ndarray, column: np.ndarray) -> np.ndarray:
 
 def _ritz_pairs(op: SymmetricMatrix, start: Tensor, steps: int) -> EigenResult:
     """The upper half of the Ritz pairs after ``steps`` of Lanczos, with estimated residuals."""
-    space = Basis(start / torch.linalg.vector_norm(start))
+    space = Basis(start / sums.norm(start))
     projected = np.zeros((0, 0))
     while True:
         rest, coefficients = orthogonalise(op @ space.vectors[-1], space.vectors)
         projected = bordered(projected, coefficients.cpu().double().numpy())
-        beta = float(torch.linalg.vector_norm(rest))
+        beta = float(sums.norm(rest))
         if len(projected) in (steps, len(start)) or not beta > 0:
             break
         space.append(rest / beta)
@@ -649,11 +650,11 @@ def _correction(
     shifted = torch.where(shifted.abs() < least, torch.copysign(least, shifted), shifted)
 
     def solve(right: Tensor) -> Tensor:
-        inside = vectors.T @ right
+        inside = sums.contract(vectors.T, right)
         return vectors @ (inside / shifted + inside / theta) - right / theta
 
     solved_residual, solved_ritz = solve(residual), solve(ritz)
-    share = torch.dot(ritz, solved_residual) / torch.dot(ritz, solved_ritz)
+    share = sums.dot(ritz, solved_residual) / sums.dot(ritz, solved_ritz)
     step = share * solved_ritz - solved_residual
     return step if torch.isfinite(step).all() else residual
 
@@ -671,14 +672,14 @@ def _certify(
 
     ``others``: the remaining Ritz values and the estimates of their errors, for the gaps.
     """
-    vectors = vectors / torch.linalg.vector_norm(vectors, dim=0)
+    vectors = vectors / sums.norm(vectors)
     # A foreign operator may know single vectors only.
     blocks = isinstance(op, (Tensor, CurvatureOperator))
     images = op @ vectors if blocks else torch.stack([op @ v for v in vectors.T], dim=1)
-    values = (vectors * images).sum(dim=0)
+    values = sums.dot(vectors, images)
     order = torch.as_tensor(_pick(values.cpu().numpy(), which).copy(), device=values.device)
     values, vectors, images = values[order], vectors[:, order], images[:, order]
-    residuals = torch.linalg.vector_norm(images - values * vectors, dim=0)
+    residuals = sums.norm(images - values * vectors)
     rest, errors = (torch.as_tensor(other.copy()).to(values) for other in others)
     everything = torch.cat([values, rest])
     radius = torch.cat([residuals, errors])
@@ -715,7 +716,7 @@ def orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """
     removed = torch.zeros_like(basis[:, 0])
     for _ in range(2):
-        components = basis @ vector
+        components = sums.contract(basis, vector)
         removed += components
         vector = vector - basis.T @ components
     return vector, removed
@@ -739,7 +740,7 @@ def _start_vector(op: SymmetricMatrix, v0: Tensor | None, seed: int) -> Tensor:
         if tuple(v0.shape) != (size,):
             raise ValueError(f"v0 must have shape ({size},), got {tuple(v0.shape)}")
         vector = v0.detach().to(like)
-    norm: Tensor = torch.linalg.vector_norm(vector)
+    norm: Tensor = sums.norm(vector)
     if not torch.isfinite(norm) or norm == 0:
         raise ValueError("v0 must be finite and not zero")
     unit: Tensor = vector / norm

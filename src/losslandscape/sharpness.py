@@ -20,6 +20,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
+from losslandscape import sums
 from losslandscape.eigen import (
     Basis,
     EigenResult,
@@ -113,7 +114,7 @@ def quadratic_sharpness(
             f"got {max_products}"
         )
     g = _checked_gradient(op, gradient)
-    norm = float(torch.linalg.vector_norm(g))
+    norm = float(sums.norm(g))
     noise = torch.randn(len(g), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     # The gradient is rich in directions of large curvature; the noise leaves no direction out.
     start = 0.5 * noise.to(g) / float(noise.norm()) + (g / norm if norm > 0 else 0)
@@ -128,12 +129,12 @@ def quadratic_sharpness(
     scale = norm  # of the vector that rest was made from
     rounding = len(g) ** 0.5 * torch.finfo(g.dtype).eps
     while True:
-        slopes = (space.vectors @ g).double().cpu().numpy()
+        slopes = sums.contract(space.vectors, g).double().cpu().numpy()
         theta, frame = np.linalg.eigh(projected)
         solved = [_maximum(theta, frame.T @ slopes, float(eps)) for eps in radii]
         weights = frame @ np.stack([y for y, _ in solved], axis=1)
         mu = np.array([multiplier for _, multiplier in solved])
-        beta = float(torch.linalg.vector_norm(rest))
+        beta = float(sums.norm(rest))
         outside = beta if len(projected) == 1 else beta * np.abs(weights[-1])
         errors = np.hypot(outside, leak * np.abs(weights[0]))
         allowed = tol * (norm + mu * np.linalg.norm(weights, axis=0))
@@ -148,13 +149,13 @@ def quadratic_sharpness(
 
     d = space.combine(weights).T
     # Rounding must not carry a direction out of its ball.
-    d = d * (radii.to(d) / torch.linalg.vector_norm(d, dim=0)).clamp(max=1.0)
+    d = d * (radii.to(d) / sums.norm(d)).clamp(max=1.0)
     images = torch.stack([op @ column for column in d.T], dim=1)
     multipliers = torch.as_tensor(mu)
     wide, slope = d.double().cpu(), g.double().cpu()
     misfit = multipliers * wide - images.double().cpu() - slope[:, None]
-    residuals = torch.linalg.vector_norm(misfit, dim=0)
-    lengths = torch.linalg.vector_norm(wide, dim=0)
+    residuals = sums.norm(misfit)
+    lengths = sums.norm(wide)
     settled = bool(top.residuals[0] <= tol * np.abs(theta).max())
     return QuadraticSharpness(
         radii=radii,
@@ -240,7 +241,7 @@ def quadratic_bounds(
     """
     radii = _radii(radius)
     g = _checked_gradient(op, gradient)
-    norm = float(torch.linalg.vector_norm(g))
+    norm = float(sums.norm(g))
     u = g / norm if norm > 0 else g
     curvature = float(u.double() @ (op @ u).double())
     value, share = float(top.values[0]), abs(float(g.double() @ top.vectors[:, 0].double()))
@@ -335,7 +336,7 @@ def loss_sharpness(
     starts = starts.detach().to(slope)
     if starts.ndim != 2 or len(starts) != objective.size:
         raise ValueError(f"starts must have shape ({objective.size}, k), got {tuple(starts.shape)}")
-    if not (torch.linalg.vector_norm(starts, dim=0) > 0).all():
+    if not (sums.norm(starts) > 0).all():
         raise ValueError("starts must not hold a zero vector")
 
     directions, by_start = [], []
@@ -386,7 +387,7 @@ def sam_sharpness(
     _, slope = gradient(
         model, loss_fn, objective.batches, params=objective.params, chunk_size=chunk_size
     )
-    norm = torch.linalg.vector_norm(slope)
+    norm = sums.norm(slope)
     if norm == 0:
         raise ValueError("the gradient is zero, so SAM has no direction: use loss_sharpness")
     return objective.values_at(eps * slope / norm for eps in radii.tolist()) - objective.value()
@@ -412,7 +413,7 @@ def hessian_variation(op: HessianOperator, direction: Tensor, steps: Tensor) -> 
         ValueError: A zero direction or a zero step.
     """
     t = torch.as_tensor(steps, dtype=torch.float64).reshape(-1)
-    norm = torch.linalg.vector_norm(direction)
+    norm = sums.norm(direction)
     if not norm > 0 or not (t != 0).all():
         raise ValueError("the direction and the steps must not be zero")
     u = direction / norm
@@ -421,7 +422,7 @@ def hessian_variation(op: HessianOperator, direction: Tensor, steps: Tensor) -> 
     for step in t.tolist():
         with _moved(op.objective, step * u):
             change = op @ u - before
-        ratios.append(float(torch.linalg.vector_norm(change)) / abs(step))
+        ratios.append(float(sums.norm(change)) / abs(step))
     return torch.tensor(ratios, dtype=torch.float64)
 
 
@@ -442,15 +443,15 @@ def _ascend(
     at: Callable[[Tensor], tuple[float, Tensor]], start: Tensor, radius: float, steps: int
 ) -> tuple[float, Tensor]:
     """The largest value met, and where."""
-    offset = start * (radius / torch.linalg.vector_norm(start))
+    offset = start * (radius / sums.norm(start))
     value, slope = at(offset)
     length = 1.0  # in radii
     for _ in range(steps):
-        norm = torch.linalg.vector_norm(slope)
+        norm = sums.norm(slope)
         if norm == 0:
             break
         trial = offset + length * radius / norm * slope
-        trial = trial * (radius / torch.linalg.vector_norm(trial)).clamp(max=1.0)
+        trial = trial * (radius / sums.norm(trial)).clamp(max=1.0)
         higher, there = at(trial)
         if higher > value:
             offset, value, slope = trial, higher, there

@@ -21,6 +21,7 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 from tqdm import tqdm
 
+from losslandscape import sums
 from losslandscape.eigen import SymmetricMatrix
 from losslandscape.estimates import (
     Estimate,
@@ -468,7 +469,7 @@ def _moment_samples(
     square = (inside**2).sum() + (rest**2).sum()
     for count in _portions(probes - len(basis)):
         u = _outside(_directions(op, count, generator), basis)
-        u = u * (size - len(basis)) ** 0.5 / torch.linalg.vector_norm(u, dim=0)
+        u = u * (size - len(basis)) ** 0.5 / sums.norm(u)
         image = _product(op, u, bar)
         yield diagonal + (u * _outside(image, basis)).T, square + (image**2).sum(dim=0)
 
@@ -476,7 +477,7 @@ def _moment_samples(
 def _outside(vectors: Tensor, basis: Tensor) -> Tensor:
     """Remove from the columns ``(D, k)`` their components along the orthonormal rows of basis."""
     for _ in range(2):
-        vectors = vectors - basis.T @ (basis @ vectors)
+        vectors = vectors - basis.T @ sums.contract(basis, vectors)
     return vectors
 
 
@@ -486,7 +487,7 @@ def _directions(op: SymmetricMatrix, count: int, generator: torch.Generator) -> 
     # One vector at a time and on the CPU: a seed means the same probes on every device and
     # whatever the size of the blocks.
     draws = [torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(count)]
-    vectors = torch.stack([draw / torch.linalg.vector_norm(draw) for draw in draws], dim=1)
+    vectors = torch.stack([draw / sums.norm(draw) for draw in draws], dim=1)
     return vectors.to(**_kind(op))
 
 
@@ -574,7 +575,7 @@ def _lanczos(op: SymmetricMatrix, starts: Tensor, steps: int, bar: tqdm[Any]) ->
         for _ in range(2):  # twice is enough (Parlett, section 6.9)
             rest = rest - known.transpose(1, 2) @ (known @ rest)
         rest = rest[:, :, 0].T
-        norms = torch.linalg.vector_norm(rest, dim=0)
+        norms = sums.norm(rest)
         coupling = norms.double().cpu().numpy()
         lengths[running] = step + 1
         scale[running] = np.maximum.reduce([scale[running], np.abs(alpha[running, step]), coupling])
@@ -593,8 +594,8 @@ def _lanczos(op: SymmetricMatrix, starts: Tensor, steps: int, bar: tqdm[Any]) ->
 
 def _refuse_asymmetric(vectors: Tensor, images: Tensor) -> None:
     """Compare ``v_i' (H v_j)`` with ``v_j' (H v_i)``, which costs no product."""
-    gram = vectors.T @ images
-    slack = torch.finfo(gram.dtype).eps ** 0.5 * torch.linalg.vector_norm(images, dim=0).max()
+    gram = sums.contract(vectors.T, images)
+    slack = torch.finfo(gram.dtype).eps ** 0.5 * sums.norm(images).max()
     if (gram - gram.T).abs().max() > slack:
         raise ValueError("the operator is not symmetric: use (A + A.T) / 2")
 
