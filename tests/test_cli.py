@@ -97,6 +97,28 @@ def test_a_killed_worker_is_one_line(run, tmp_path, monkeypatch):
     assert result.output == "Error: tiny: a worker process was killed\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "jobs", "scheduler"),
+    [
+        ([], 1, None),
+        (["--workers", "2"], 2, None),
+        (["--jobs", "2"], 2, None),
+        (["--scheduler", "tcp://127.0.0.1:8786"], 1, "tcp://127.0.0.1:8786"),
+    ],
+)
+def test_who_computes(run, tmp_path, monkeypatch, words, jobs, scheduler):
+    asked = {}
+
+    def note(_study, _root, **options):
+        asked.update(options)
+        return studies.Outcome()
+
+    monkeypatch.setattr(studies, "run_study", note)
+    result = run("study", "run", "tiny", "--records", tmp_path, *words)
+    assert result.exit_code == 0, result.output
+    assert asked == {"seeds": None, "jobs": jobs, "scheduler": scheduler}
+
+
 def test_a_record_of_the_future_is_not_touched(run, tmp_path):
     path = tmp_path / "tiny" / "a-seed0.json"
     path.parent.mkdir()
@@ -122,6 +144,8 @@ def test_a_record_of_the_future_is_not_touched(run, tmp_path):
         (["study", "diff", "tiny", "--configuration", "c"], "no configuration 'c'"),
         (["study", "diff", "tiny", "--seed", "x"], "'x' is not a valid integer"),
         (["study", "run", "tiny", "--jobs", "0"], "0 is not in the range"),
+        (["study", "run", "tiny", "--workers", "0"], "0 is not in the range"),
+        (["study", "run", "tiny", "--workers", "2", "--scheduler", "x"], "give one of them"),
     ],
 )
 def test_mistakes_are_one_line(run, tmp_path, words, message):

@@ -168,16 +168,33 @@ def show_status(name: str, seeds: int | None, root: Path | None) -> None:
 
 @study.command("run")
 @click.argument("name")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes.")
+@click.option(
+    *("--workers", "--jobs", "workers"),
+    type=click.IntRange(min=1),
+    help="Processes on this machine, one thread each [default: 1].",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Let the workers of this Dask scheduler compute, for instance tcp://127.0.0.1:8786.",
+)
 @_seeds
 @_records
-def run_study(name: str, jobs: int, seeds: int | None, root: Path | None) -> None:
+def run_study(
+    name: str, workers: int | None, scheduler: str | None, seeds: int | None, root: Path | None
+) -> None:
     """Compute the missing, stale or damaged runs of study NAME; stop and go on at any time.
 
     A run that fails does not stop the others; status 1 then tells of it at the end.
     """
+    if workers is not None and scheduler is not None:
+        raise click.UsageError(
+            "--workers starts processes here, --scheduler uses those of a cluster: give one of them"
+        )
     item = studies.find_study(name)
-    outcome = studies.run_study(item, root or records.records_root(), seeds=seeds, jobs=jobs)
+    outcome = studies.run_study(
+        item, root or records.records_root(), seeds=seeds, jobs=workers or 1, scheduler=scheduler
+    )
     click.echo(f"{name}: {len(outcome.written)} runs computed")
     if outcome.failures:
         click.echo(f"{name}: {len(outcome.failures)} runs without a record", err=True)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import joblib
 import torch
@@ -44,6 +44,7 @@ from losslandscape.lab.training import RECIPES, Recipe
 
 # (recipe, dataset, seed, settings) -> JSON-ready results
 Experiment = Callable[[Any, Dataset, int, Any], dict[str, Any]]
+T = TypeVar("T")
 
 
 # What can go wrong in one run without a fault in the code: divergence, a result that is not
@@ -56,7 +57,7 @@ class StudyError(ValueError):
 
 
 class WorkerError(RuntimeError):
-    """A process that computed a run has died."""
+    """A process that computed a run has died, or none can be reached."""
 
 
 @dataclass(frozen=True)
@@ -380,15 +381,29 @@ def _path(study: Study, recipe: Any, seed: int, root: Path) -> Path:
     return root / study.name / f"{recipe.name}-seed{seed}.json"
 
 
-def run_study(study: Study, root: Path, *, seeds: int | None = None, jobs: int = 1) -> Outcome:
+def run_study(
+    study: Study,
+    root: Path,
+    *,
+    seeds: int | None = None,
+    jobs: int = 1,
+    scheduler: str | None = None,
+) -> Outcome:
     """Compute the missing, stale or damaged runs, ``jobs`` at a time, one thread each.
 
     Each record is written when its run ends, so the study can be stopped at any moment and goes
     on where it was. A run that fails does not stop the others; a record that cannot be read here
     is left as it is and counts as a failure.
 
+    Args:
+        study: The study.
+        root: Folder of the records of all studies.
+        seeds: Only the first so many.
+        jobs: Processes on this machine.
+        scheduler: Address of a Dask scheduler, whose workers compute instead (``lab.cluster``).
+
     Raises:
-        WorkerError: A process died; what was finished is kept.
+        WorkerError: A process died, or the scheduler cannot be reached; what was finished is kept.
     """
     states = status(study, root, seeds)
     todo = states["stale"] + states["damaged"] + states["missing"]
@@ -401,23 +416,15 @@ def run_study(study: Study, root: Path, *, seeds: int | None = None, jobs: int =
         leftover.unlink(missing_ok=True)
     if not todo:
         return Outcome(failures=left)
-    load_dataset(study.dataset)  # fail here, in one line, rather than in every worker
     # Taken now, while the files are those that were imported: they may be edited during the run.
     fingerprints = {recipe.name: study.fingerprint(recipe) for recipe in study.recipes}
-    environment = {**records.environment(), "threads": 1}
-    # One run at a time: joblib would hand short ones over in batches, and a process would idle.
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
-    tasks = (
-        joblib.delayed(_attempt)(study, recipe, seed, root, fingerprints[recipe.name], environment)
-        for recipe, seed in todo
-    )
-    try:
-        results = list(tqdm(parallel(tasks), total=len(todo), desc=study.name, unit="run"))
-    except BrokenExecutor as error:
-        raise WorkerError(
-            f"{study.name}: a worker process was killed (out of memory?); finished runs are kept, "
-            "run the study again for the rest"
-        ) from error
+    if scheduler is None:
+        runs = _on_this_machine(study, todo, fingerprints, root / study.name, jobs)
+    else:
+        from losslandscape.lab import cluster  # which needs this module
+
+        runs = cluster.results(study, todo, fingerprints, root / study.name, scheduler)
+    results = list(tqdm(runs, total=len(todo), desc=study.name, unit="run"))
     return Outcome(
         written=[result for result in results if isinstance(result, Path)],
         failures=left + [result for result in results if isinstance(result, Failure)],
@@ -438,18 +445,53 @@ def _left_alone(study: Study, recipe: Any, seed: int, root: Path) -> Failure:
     return Failure(recipe.name, seed, reason)
 
 
+def _on_this_machine(
+    study: Study,
+    runs: list[tuple[Any, int]],
+    fingerprints: dict[str, str],
+    folder: Path,
+    jobs: int,
+) -> Iterator[Path | Failure]:
+    """Compute ``runs`` in processes of this machine, each of which saves its records."""
+    load_dataset(study.dataset)  # fail here, in one line, rather than in every worker
+    environment = {**records.environment(), "threads": 1}
+    # One run at a time: joblib would hand short ones over in batches, and a process would idle.
+    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered", batch_size=1)
+    tasks = (
+        joblib.delayed(_attempt)(
+            *(study, recipe, seed, folder, fingerprints[recipe.name], environment)
+        )
+        for recipe, seed in runs
+    )
+    try:
+        yield from parallel(tasks)
+    except BrokenExecutor as error:
+        raise WorkerError(
+            f"{study.name}: a worker process was killed (out of memory?); finished runs are kept, "
+            "run the study again for the rest"
+        ) from error
+
+
 def _attempt(
     study: Study,
     recipe: Any,
     seed: int,
-    root: Path,
+    folder: Path,
     fingerprint: str,
     environment: dict[str, Any],
 ) -> Path | Failure:
-    """One run, and its failure as a value: the other runs go on."""
+    def work() -> Path:
+        records.check_room(folder)
+        return records.save(compute(study, recipe, seed, fingerprint, environment), folder)
+
+    return attempt(recipe, seed, work)
+
+
+def attempt(recipe: Any, seed: int, work: Callable[[], T]) -> T | Failure:
+    """What ``work`` returns, or its failure as a value: the other runs go on."""
     print(f"{recipe.name} seed {seed}: started", file=sys.stderr)
     try:
-        return _run_and_save(study, recipe, seed, root, fingerprint, environment)
+        return work()
     except _EXPECTED as error:
         reason = str(error)
     except Exception as error:  # a fault in the code, which has to be found
@@ -459,20 +501,15 @@ def _attempt(
     return Failure(recipe.name, seed, reason)
 
 
-def _run_and_save(
-    study: Study,
-    recipe: Any,
-    seed: int,
-    root: Path,
-    fingerprint: str,
-    environment: dict[str, Any],
-) -> Path:
-    records.check_room(root / study.name)
+def compute(
+    study: Study, recipe: Any, seed: int, fingerprint: str, environment: dict[str, Any]
+) -> Record:
+    """One run and the record of it."""
     wall, cpu = time.perf_counter(), time.process_time()
     dataset = load_dataset(study.dataset)
     with threads(1):
         results = study.experiment(recipe, dataset, seed, study.settings)
-    record = Record(
+    return Record(
         study=study.name,
         configuration=recipe.name,
         seed=seed,
@@ -489,7 +526,6 @@ def _run_and_save(
         },
         results=results,
     )
-    return records.save(record, root / study.name)
 
 
 @contextmanager

@@ -1,0 +1,311 @@
+"""Studies on a Dask cluster: same records as here, and what is left when something dies."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from test_studies import TINY, names, tiny_study
+
+from losslandscape.lab import cluster, records, studies
+from losslandscape.lab.experiments import three_configurations
+from losslandscape.lab.studies import Failure, WorkerError
+
+distributed = pytest.importorskip("distributed")
+dask = pytest.importorskip("dask")
+
+# Seconds on a quiet machine; on a busy one every worker's first import takes long.
+pytestmark = pytest.mark.timeout(400)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trouble:
+    """What befalls configuration b, seed 0, and where the runs leave word that they started."""
+
+    kind: str
+    folder: str
+
+
+def troubled(recipe, dataset, seed, trouble):
+    """An experiment that trains, and meets trouble in one run."""
+    folder = Path(trouble.folder)
+    with (folder / "started").open("a") as file:
+        file.write(f"{recipe.name}{seed}\n")
+    if (recipe.name, seed) == ("b", 0) and trouble.kind == "wait":
+        while not (folder / "gone").exists():
+            time.sleep(0.05)
+    elif (recipe.name, seed) == ("b", 0) and not (folder / "gone").exists():
+        if trouble.kind == "die once":
+            (folder / "gone").touch()
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        while True:  # it would train for long
+            three_configurations.measure_training(recipe, dataset, seed, TINY)
+    return three_configurations.measure_training(recipe, dataset, seed, TINY)
+
+
+def troubled_study(kind, folder, **changes):
+    return dataclasses.replace(
+        tiny_study(), experiment=troubled, settings=Trouble(kind, str(folder)), **changes
+    )
+
+
+def quick_study():
+    """Four runs of a part of a second."""
+    return dataclasses.replace(tiny_study(), experiment=three_configurations.measure_training)
+
+
+def results(root):
+    return {record.filename: record.results for record in records.load_study("tiny", root)}
+
+
+ALL = ["a-seed0.json", "a-seed1.json", "b-seed0.json", "b-seed1.json"]
+
+
+@pytest.fixture(scope="module")
+def two_workers():
+    """A scheduler and two worker processes on this machine."""
+    quick = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}
+    with (
+        dask.config.set(quick),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None
+        ) as found,
+    ):
+        yield found
+
+
+@pytest.fixture
+def on_the_workers(two_workers):
+    """Call a function on every worker."""
+    with distributed.Client(two_workers, set_as_default=False) as client:
+        client.wait_for_workers(2)
+        yield client.run
+
+
+class TestTwoWorkers:
+    def test_same_records_as_here(self, two_workers, tmp_path, capfd):
+        study = quick_study()
+        outcome = studies.run_study(
+            study, tmp_path / "there", scheduler=two_workers.scheduler_address
+        )
+        progress = capfd.readouterr().err
+        assert (len(outcome.written), outcome.failures) == (4, [])
+        assert "tiny: 100%" in progress
+        assert "4/4" in progress
+        studies.run_study(study, tmp_path / "here")
+        assert names(tmp_path / "there" / "tiny") == ALL
+        assert results(tmp_path / "there") == results(tmp_path / "here")
+        for there, here in zip(
+            *(records.load_study("tiny", tmp_path / side) for side in ("there", "here")),
+            strict=True,
+        ):
+            assert there.fingerprint == here.fingerprint
+            assert there.environment == here.environment
+            assert there.dataset == here.dataset
+            assert there.timing["cpu_seconds"] > 0
+        # Nothing is left to do, for this kind of run and for the other.
+        assert not any(runs for state, runs in study_states(study, tmp_path) if state != "done")
+
+    def test_other_code_on_the_workers_is_refused(
+        self, two_workers, on_the_workers, tmp_path, monkeypatch
+    ):
+        name = "experiment_of_another_version"
+        for side, value in (("here", 1), ("there", 2)):
+            (tmp_path / side).mkdir()
+            text = f"def measure(recipe, dataset, seed, settings):\n    return {{'x': {value}}}\n"
+            (tmp_path / side / f"{name}.py").write_text(text)
+        on_the_workers(sys.path.insert, 0, str(tmp_path / "there"))
+        monkeypatch.syspath_prepend(tmp_path / "here")
+        study = dataclasses.replace(
+            tiny_study(seeds=1), experiment=__import__(name).measure, name="other"
+        )
+        outcome = studies.run_study(study, tmp_path, scheduler=two_workers.scheduler_address)
+        assert not outcome.written
+        assert [(f.configuration, f.seed) for f in outcome.failures] in (
+            [("a", 0), ("b", 0)],
+            [("b", 0), ("a", 0)],
+        )
+        for failure in outcome.failures:
+            assert "its worker has other code than this client (fingerprint" in failure.reason
+        assert names(tmp_path / "other") == []
+
+    def test_no_data_on_the_workers(self, two_workers, on_the_workers, tmp_path):
+        raw = tmp_path / "MNIST" / "raw"
+        raw.mkdir(parents=True)
+        (raw / "train-images-idx3-ubyte").write_bytes(b"cut off")
+        on_the_workers(os.environ.update, LOSSLANDSCAPE_DATA=str(tmp_path))
+        study = dataclasses.replace(tiny_study(seeds=1), dataset="mnist")
+        outcome = studies.run_study(study, tmp_path, scheduler=two_workers.scheduler_address)
+        assert not outcome.written
+        assert len(outcome.failures) == 2
+        for failure in outcome.failures:
+            assert str(raw) in failure.reason
+            assert "Error" not in failure.reason
+
+    def test_a_run_whose_worker_is_killed_is_repeated(self, two_workers, tmp_path):
+        study = troubled_study("die once", tmp_path)
+        outcome = studies.run_study(study, tmp_path, scheduler=two_workers.scheduler_address)
+        assert (len(outcome.written), outcome.failures) == (4, [])
+        assert names(tmp_path / "tiny") == ALL
+        assert (tmp_path / "started").read_text().split().count("b0") == 2
+        # The fault is gone now, so the same study runs here undisturbed.
+        studies.run_study(study, tmp_path / "here")
+        assert results(tmp_path) == results(tmp_path / "here")
+
+    def test_a_run_that_kills_its_workers_is_given_up(self, two_workers, tmp_path, monkeypatch):
+        monkeypatch.setattr(two_workers.scheduler, "allowed_failures", 0)
+        study = troubled_study("die", tmp_path, seeds=(0,))
+        study = dataclasses.replace(study, recipes=study.recipes[1:])
+        outcome = studies.run_study(study, tmp_path, scheduler=two_workers.scheduler_address)
+        (failure,) = outcome.failures
+        assert (failure.configuration, failure.seed, outcome.written) == ("b", 0, [])
+        assert failure.reason.startswith("its workers were killed again and again (out of memory?)")
+        assert names(tmp_path / "tiny") == []
+
+
+def study_states(study, root):
+    return [pair for side in root.iterdir() for pair in studies.status(study, side).items()]
+
+
+def start(folder, *words):
+    """One of Dask's commands, with the tests' own modules at hand."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dask", *words, "--scheduler-file", folder / "scheduler.json"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A scheduler in a process of its own, and its address."""
+    process = start(tmp_path, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+    try:
+        file = tmp_path / "scheduler.json"
+        while not (file.exists() and file.read_text()):
+            assert process.poll() is None
+            time.sleep(0.05)
+        yield process, json.loads(file.read_text())["address"]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def when(seen, act, *arguments):
+    """Act once ``seen`` is true, in another thread."""
+
+    def look():
+        while not seen():
+            time.sleep(0.05)
+        act(*arguments)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    return thread
+
+
+class TestTheSchedulerIsLost:
+    def test_killed_during_a_run(self, scheduler, tmp_path, capfd):
+        process, address = scheduler
+        worker = start(
+            tmp_path,
+            "worker",
+            "--host",
+            "127.0.0.1",
+            "--nthreads=1",
+            "--no-nanny",
+            "--no-dashboard",
+        )
+        study = troubled_study("wait", tmp_path)
+        first = tmp_path / "tiny" / "a-seed0.json"
+        try:
+            thread = when(first.exists, process.kill)
+            with pytest.raises(WorkerError, match="tiny: lost the scheduler at tcp://") as caught:
+                studies.run_study(study, tmp_path, scheduler=address)
+            thread.join()
+        finally:
+            worker.kill()
+            worker.wait()
+        assert str(caught.value).endswith(
+            "finished runs are kept, run the study again for the rest"
+        )
+        assert "\n" not in str(caught.value)
+        time.sleep(0.5)
+        assert "distributed" not in capfd.readouterr().err, "more than one line"
+        kept = {path.name: path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
+        assert "a-seed0.json" in kept
+        assert kept.keys() < set(ALL)
+        (tmp_path / "gone").touch()
+        outcome = studies.run_study(study, tmp_path)
+        assert (len(outcome.written), outcome.failures) == (4 - len(kept), [])
+        assert names(tmp_path / "tiny") == ALL
+        assert (
+            kept.items() <= {p.name: p.read_bytes() for p in (tmp_path / "tiny").iterdir()}.items()
+        )
+
+    def test_stopped_before_a_worker_came(self, scheduler, tmp_path, capfd):
+        process, address = scheduler
+        waiting = ""
+
+        def waits():
+            nonlocal waiting
+            waiting += capfd.readouterr().err
+            return "has no workers yet: waiting for one" in waiting
+
+        thread = when(waits, process.terminate)
+        with pytest.raises(WorkerError, match="tiny: lost the scheduler"):
+            studies.run_study(tiny_study(), tmp_path, scheduler=address)
+        thread.join()
+        assert names(tmp_path / "tiny") == []
+
+
+class TestRefusals:
+    def test_no_scheduler_there(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(cluster, "SECONDS_TO_CONNECT", 1)
+        began = time.monotonic()
+        with pytest.raises(WorkerError, match=r"no scheduler answers at tcp://127\.0\.0\.1:1 with"):
+            studies.run_study(tiny_study(), tmp_path, scheduler="tcp://127.0.0.1:1")
+        assert time.monotonic() - began < 20
+
+    @pytest.mark.parametrize("address", ["nonsense://x", "tcp://127.0.0.1:port", ""])
+    def test_no_address(self, tmp_path, monkeypatch, address):
+        monkeypatch.setattr(cluster, "SECONDS_TO_CONNECT", 1)
+        with pytest.raises(WorkerError, match="no scheduler answers at"):
+            studies.run_study(tiny_study(), tmp_path, scheduler=address)
+
+    def test_dask_is_not_installed(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "distributed", None)
+        with pytest.raises(WorkerError, match=r"pip install 'losslandscape\[cluster\]'"):
+            studies.run_study(tiny_study(), tmp_path, scheduler="tcp://127.0.0.1:8786")
+
+
+class TestCodeEditedUnderAWorker:
+    def test_what_was_seen_before_goes_on(self, monkeypatch):
+        monkeypatch.setattr(cluster, "_seen", {})
+        study = dataclasses.replace(
+            tiny_study(seeds=1), experiment=three_configurations.measure_training
+        )
+        recipe = study.recipes[1]
+        fingerprint = study.fingerprint(recipe)
+        before = cluster._attempt_on_worker(study, recipe, 0, fingerprint)
+        monkeypatch.setattr(cluster, "_sources", lambda: {"models.py": "edited"})
+        monkeypatch.setattr(studies.Study, "fingerprint", lambda *_: "edited")
+        after = cluster._attempt_on_worker(study, recipe, 0, fingerprint)
+        assert after.results == before.results
+        assert after.fingerprint == fingerprint
+
+    def test_what_was_not_is_refused(self, monkeypatch):
+        monkeypatch.setattr(cluster, "_seen", {})
+        monkeypatch.setattr(cluster, "_sources", lambda: {"models.py": "edited"})
+        study = tiny_study(seeds=1)
+        recipe = study.recipes[1]
+        refused = cluster._attempt_on_worker(study, recipe, 0, study.fingerprint(recipe))
+        assert isinstance(refused, Failure)
+        assert "restart the workers" in refused.reason
