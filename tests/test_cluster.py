@@ -1,6 +1,7 @@
 """Studies on a Dask cluster: same records as here, and what is left when something dies."""
 
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -21,7 +22,16 @@ distributed = pytest.importorskip("distributed")
 dask = pytest.importorskip("dask")
 
 # Seconds on a quiet machine; on a busy one every worker's first import takes long.
-pytestmark = pytest.mark.timeout(400)
+PATIENCE = 120
+pytestmark = pytest.mark.timeout(180)
+
+
+def until(seen):
+    """Wait until ``seen()`` is true, but not for ever."""
+    end = time.monotonic() + PATIENCE
+    while not seen():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +48,7 @@ def troubled(recipe, dataset, seed, trouble):
     with (folder / "started").open("a") as file:
         file.write(f"{recipe.name}{seed}\n")
     if (recipe.name, seed) == ("b", 0) and trouble.kind == "wait":
-        while not (folder / "gone").exists():
-            time.sleep(0.05)
+        until((folder / "gone").exists)
     elif (recipe.name, seed) == ("b", 0) and not (folder / "gone").exists():
         if trouble.kind == "die once":
             (folder / "gone").touch()
@@ -64,6 +73,16 @@ def results(root):
     return {record.filename: record.results for record in records.load_study("tiny", root)}
 
 
+def look_first_in(folder):
+    sys.path.insert(0, folder)
+
+
+def set_variable(name, value):
+    os.environ[name] = value
+
+
+MEASURE = "def measure(recipe, dataset, seed, settings):\n    return {{'x': {}}}\n"
+CANNOT_IMPORT = "its worker cannot import the code of the run "
 ALL = ["a-seed0.json", "a-seed1.json", "b-seed0.json", "b-seed1.json"]
 
 
@@ -84,7 +103,7 @@ def two_workers():
 def on_the_workers(two_workers):
     """Call a function on every worker."""
     with distributed.Client(two_workers, set_as_default=False) as client:
-        client.wait_for_workers(2)
+        client.wait_for_workers(2, timeout=PATIENCE)
         yield client.run
 
 
@@ -112,34 +131,40 @@ class TestTwoWorkers:
         # Nothing is left to do, for this kind of run and for the other.
         assert not any(runs for state, runs in study_states(study, tmp_path) if state != "done")
 
+    @pytest.mark.parametrize(
+        ("module", "there", "reason"),
+        [
+            ("other_there", MEASURE.format(2), "its worker has other code than this client (fin"),
+            ("empty_there", "", CANNOT_IMPORT + "(Can't get attribute 'measure'"),
+            ("only_here", None, CANNOT_IMPORT + "(No module named 'only_here'): install the same"),
+        ],
+        ids=["other", "older", "none"],
+    )
     def test_other_code_on_the_workers_is_refused(
-        self, two_workers, on_the_workers, tmp_path, monkeypatch
+        self, two_workers, on_the_workers, tmp_path, monkeypatch, module, there, reason
     ):
-        name = "experiment_of_another_version"
-        for side, value in (("here", 1), ("there", 2)):
+        for side, text in (("here", MEASURE.format(1)), ("there", there)):
             (tmp_path / side).mkdir()
-            text = f"def measure(recipe, dataset, seed, settings):\n    return {{'x': {value}}}\n"
-            (tmp_path / side / f"{name}.py").write_text(text)
-        on_the_workers(sys.path.insert, 0, str(tmp_path / "there"))
+            if text is not None:
+                (tmp_path / side / f"{module}.py").write_text(text)
+        on_the_workers(look_first_in, str(tmp_path / "there"))
         monkeypatch.syspath_prepend(tmp_path / "here")
         study = dataclasses.replace(
-            tiny_study(seeds=1), experiment=__import__(name).measure, name="other"
+            tiny_study(seeds=1), experiment=importlib.import_module(module).measure, name="other"
         )
         outcome = studies.run_study(study, tmp_path, scheduler=two_workers.scheduler_address)
         assert not outcome.written
-        assert [(f.configuration, f.seed) for f in outcome.failures] in (
-            [("a", 0), ("b", 0)],
-            [("b", 0), ("a", 0)],
-        )
+        assert {(f.configuration, f.seed) for f in outcome.failures} == {("a", 0), ("b", 0)}
         for failure in outcome.failures:
-            assert "its worker has other code than this client (fingerprint" in failure.reason
+            assert failure.reason.startswith(reason)
+            assert failure.reason.endswith("install the same there, and restart the workers")
         assert names(tmp_path / "other") == []
 
     def test_no_data_on_the_workers(self, two_workers, on_the_workers, tmp_path):
         raw = tmp_path / "MNIST" / "raw"
         raw.mkdir(parents=True)
         (raw / "train-images-idx3-ubyte").write_bytes(b"cut off")
-        on_the_workers(os.environ.update, LOSSLANDSCAPE_DATA=str(tmp_path))
+        on_the_workers(set_variable, "LOSSLANDSCAPE_DATA", str(tmp_path))
         study = dataclasses.replace(tiny_study(seeds=1), dataset="mnist")
         outcome = studies.run_study(study, tmp_path, scheduler=two_workers.scheduler_address)
         assert not outcome.written
@@ -173,56 +198,75 @@ def study_states(study, root):
     return [pair for side in root.iterdir() for pair in studies.status(study, side).items()]
 
 
-def start(folder, *words):
-    """One of Dask's commands, with the tests' own modules at hand."""
+def start(folder, *words, path=Path(__file__).parent):
+    """One of Dask's commands, which finds modules in ``path`` first."""
+    options = ("--host", "127.0.0.1", "--no-dashboard", "--scheduler-file")
     return subprocess.Popen(
-        [sys.executable, "-m", "dask", *words, "--scheduler-file", folder / "scheduler.json"],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        [sys.executable, "-m", "dask", *words, *options, folder / "scheduler.json"],
+        env={**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
 
 
+def start_worker(folder, **options):
+    return start(folder, "worker", "--nthreads=1", "--no-nanny", **options)
+
+
 @pytest.fixture
-def scheduler(tmp_path):
-    """A scheduler in a process of its own, and its address."""
-    process = start(tmp_path, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+def nothing_installed(tmp_path):
+    """A folder; a process with it on its path cannot import this package."""
+    folder = tmp_path / "nothing"
+    folder.mkdir()
+    (folder / "losslandscape.py").write_text("raise ModuleNotFoundError('nothing installed')\n")
+    return folder
+
+
+@pytest.fixture
+def scheduler(tmp_path, nothing_installed):
+    """A scheduler in a process of its own, and its address; it needs Dask only."""
+    process = start(tmp_path, "scheduler", "--port", "0", path=nothing_installed)
+    file = tmp_path / "scheduler.json"
     try:
-        file = tmp_path / "scheduler.json"
-        while not (file.exists() and file.read_text()):
-            assert process.poll() is None
-            time.sleep(0.05)
+        until(lambda: process.poll() is not None or (file.exists() and file.read_text()))
         yield process, json.loads(file.read_text())["address"]
     finally:
-        process.kill()
-        process.wait()
+        end(process)
 
 
-def when(seen, act, *arguments):
+def end(process):
+    process.kill()
+    process.wait()
+
+
+def when(seen, act):
     """Act once ``seen`` is true, in another thread."""
 
     def look():
-        while not seen():
-            time.sleep(0.05)
-        act(*arguments)
+        until(seen)
+        act()
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
     return thread
 
 
+def test_workers_without_this_package(scheduler, nothing_installed, tmp_path):
+    worker = start_worker(tmp_path, path=nothing_installed)
+    try:
+        outcome = studies.run_study(tiny_study(seeds=1), tmp_path, scheduler=scheduler[1])
+    finally:
+        end(worker)
+    assert not outcome.written
+    assert [failure.reason for failure in outcome.failures] == 2 * [
+        CANNOT_IMPORT + "(nothing installed): install the same there, and restart the workers"
+    ]
+
+
 class TestTheSchedulerIsLost:
     def test_killed_during_a_run(self, scheduler, tmp_path, capfd):
         process, address = scheduler
-        worker = start(
-            tmp_path,
-            "worker",
-            "--host",
-            "127.0.0.1",
-            "--nthreads=1",
-            "--no-nanny",
-            "--no-dashboard",
-        )
+        worker = start_worker(tmp_path)
         study = troubled_study("wait", tmp_path)
         first = tmp_path / "tiny" / "a-seed0.json"
         try:
@@ -231,8 +275,7 @@ class TestTheSchedulerIsLost:
                 studies.run_study(study, tmp_path, scheduler=address)
             thread.join()
         finally:
-            worker.kill()
-            worker.wait()
+            end(worker)
         assert str(caught.value).endswith(
             "finished runs are kept, run the study again for the rest"
         )

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +29,6 @@ SECONDS_TO_CONNECT = 10
 
 # Runs in one process would share its threads and its CPU clock, whatever --nthreads says.
 _one_at_a_time = threading.Lock()
-
-
-class OtherCodeError(RuntimeError):
-    """This worker's code is not the client's, so its numbers would not be either."""
 
 
 def results(
@@ -56,13 +54,17 @@ def results(
     """
     records.check_room(folder)
     with _connected(address) as client:
+        import cloudpickle  # Dask brings it
+
         if not client.scheduler_info()["workers"]:
             print(f"{address} has no workers yet: waiting for one", file=sys.stderr)
         # Not joblib's dask backend: a run whose worker died too often never comes back from it.
         waiting = {
             client.submit(
-                _attempt_on_worker,
-                *(study, recipe, seed, fingerprints[recipe.name]),
+                pickle.loads,
+                cloudpickle.dumps(
+                    _Call(_attempt_on_worker, (study, recipe, seed, fingerprints[recipe.name]))
+                ),
                 pure=False,
                 priority=-place,
             ): (recipe, seed)
@@ -100,6 +102,21 @@ def _arrivals(client: Client, futures: list[Future[Any]]) -> Iterator[tuple[Futu
             return
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call that is made by unpickling it.
+
+    Sent as a task in Dask's own way, a function that a worker cannot import breaks the worker's
+    connection and the client waits for ever; and the scheduler has to import it too.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.function, self.arguments
+
+
 @contextmanager
 def _connected(address: str) -> Iterator[Client]:
     """A client of the scheduler, which says what goes wrong in exceptions and not in a log."""
@@ -130,6 +147,11 @@ def _reason(error: BaseException) -> str:
     """Why a run came back without a word of our own code."""
     if type(error).__name__ == "KilledWorker":
         return "its workers were killed again and again (out of memory?): give them more"
+    if isinstance(error, ImportError | AttributeError):  # our own code never lets one out
+        return (
+            f"its worker cannot import the code of the run ({error}): install the same there, "
+            "and restart the workers"
+        )
     return f"its worker could not start it ({type(error).__name__}: {error})"
 
 
@@ -146,7 +168,7 @@ def _attempt_on_worker(study: Study, recipe: Any, seed: int, fingerprint: str) -
     def work() -> Record:
         known, environment = _taken_at_first_sight(study)
         if known[recipe.name] != fingerprint:
-            raise OtherCodeError(
+            raise WorkerError(
                 f"its worker has other code than this client (fingerprint "
                 f"{known[recipe.name][:8]} instead of {fingerprint[:8]}): install the same there, "
                 "and restart the workers"
@@ -167,13 +189,13 @@ def _taken_at_first_sight(study: Study) -> tuple[dict[str, str], dict[str, Any]]
     code it has imported.
 
     Raises:
-        OtherCodeError: Files have changed since they were imported.
+        WorkerError: Files have changed since they were imported.
     """
     parts = (study.recipes, study.settings, study.dataset)
     key = f"{study.experiment.__module__}.{study.experiment.__qualname__} {parts!r}"
     if key not in _seen:
         if _sources() != _at_import:
-            raise OtherCodeError(
+            raise WorkerError(
                 "the code of its worker was edited after the worker had imported it: "
                 "restart the workers"
             )

@@ -47,17 +47,17 @@ Experiment = Callable[[Any, Dataset, int, Any], dict[str, Any]]
 T = TypeVar("T")
 
 
-# What can go wrong in one run without a fault in the code: divergence, a result that is not
-# finite, a disk that is full, data that are gone.
-_EXPECTED = (ArithmeticError, RecordError, DataError)
-
-
 class StudyError(ValueError):
     """A study, configuration or seed is unknown; the message names the choices."""
 
 
 class WorkerError(RuntimeError):
-    """A process that computed a run has died, or none can be reached."""
+    """A process that computed a run has died, none can be reached, or its code is not ours."""
+
+
+# What can go wrong in one run without a fault in the code: divergence, a result that is not
+# finite, a disk that is full, data that are gone, a worker that has other code.
+_EXPECTED = (ArithmeticError, RecordError, DataError, WorkerError)
 
 
 @dataclass(frozen=True)
