@@ -1,14 +1,17 @@
 """Studies on a Dask cluster: same records as here, and what is left when something dies."""
 
 import dataclasses
+import errno
 import importlib
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -173,6 +176,25 @@ class TestTwoWorkers:
             assert str(raw) in failure.reason
             assert "Error" not in failure.reason
 
+    def test_a_disk_that_fills_while_a_record_is_written(self, two_workers, tmp_path, monkeypatch):
+        genuine, calls = os.fsync, []
+
+        def full(handle):
+            calls.append(handle)
+            if len(calls) == 3:  # the first finds room, the second writes a record
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            genuine(handle)
+
+        monkeypatch.setattr(os, "fsync", full)
+        outcome = studies.run_study(
+            quick_study(), tmp_path, scheduler=two_workers.scheduler_address
+        )
+        (failure,) = outcome.failures
+        assert "cannot be written (No space left on device): make room" in failure.reason
+        missing = f"{failure.configuration}-seed{failure.seed}.json"
+        assert names(tmp_path / "tiny") == [name for name in ALL if name != missing]
+        assert len(records.load_study("tiny", tmp_path)) == 3
+
     def test_a_run_whose_worker_is_killed_is_repeated(self, two_workers, tmp_path):
         study = troubled_study("die once", tmp_path)
         outcome = studies.run_study(study, tmp_path, scheduler=two_workers.scheduler_address)
@@ -264,7 +286,7 @@ def test_workers_without_this_package(scheduler, nothing_installed, tmp_path):
 
 
 class TestTheSchedulerIsLost:
-    def test_killed_during_a_run(self, scheduler, tmp_path, capfd):
+    def test_killed_during_a_run(self, scheduler, tmp_path, caplog):
         process, address = scheduler
         worker = start_worker(tmp_path)
         study = troubled_study("wait", tmp_path)
@@ -281,7 +303,7 @@ class TestTheSchedulerIsLost:
         )
         assert "\n" not in str(caught.value)
         time.sleep(0.5)
-        assert "distributed" not in capfd.readouterr().err, "more than one line"
+        assert not [log for log in caplog.records if log.levelno >= logging.ERROR]
         kept = {path.name: path.read_bytes() for path in (tmp_path / "tiny").iterdir()}
         assert "a-seed0.json" in kept
         assert kept.keys() < set(ALL)
@@ -327,6 +349,23 @@ class TestRefusals:
         monkeypatch.setitem(sys.modules, "distributed", None)
         with pytest.raises(WorkerError, match=r"pip install 'losslandscape\[cluster\]'"):
             studies.run_study(tiny_study(), tmp_path, scheduler="tcp://127.0.0.1:8786")
+
+
+def test_a_worker_with_threads_computes_one_run_at_a_time():
+    running, together = [], []
+
+    def note(*_):
+        running.append(1)
+        time.sleep(0.1)
+        together.append(len(running))
+        running.pop()
+        return {}
+
+    study = dataclasses.replace(tiny_study(seeds=1), experiment=note)
+    runs = [(recipe, 0, study.fingerprint(recipe)) for recipe in study.recipes]
+    with ThreadPoolExecutor() as pool:
+        assert all(pool.map(lambda run: cluster._attempt_on_worker(study, *run), runs))
+    assert together == [1, 1]
 
 
 class TestCodeEditedUnderAWorker:

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from losslandscape.lab import records
 from losslandscape.lab.records import Record, RecordError
 from losslandscape.lab.studies import Failure, Study, WorkerError, attempt, compute
@@ -57,7 +59,7 @@ def results(
         import cloudpickle  # Dask brings it
 
         if not client.scheduler_info()["workers"]:
-            print(f"{address} has no workers yet: waiting for one", file=sys.stderr)
+            tqdm.write(f"{address} has no workers yet: waiting for one", file=sys.stderr)
         # Not joblib's dask backend: a run whose worker died too often never comes back from it.
         waiting = {
             client.submit(
@@ -126,9 +128,11 @@ def _connected(address: str) -> Iterator[Client]:
         raise WorkerError(
             "a scheduler needs Dask distributed: pip install 'losslandscape[cluster]'"
         ) from error
-    log = logging.getLogger("distributed")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
+    # Dask gives its client a level of its own, below that of the rest.
+    logs = map(logging.getLogger, ("distributed", "distributed.client"))
+    levels = {log: log.level for log in logs}
+    for log in levels:
+        log.setLevel(logging.CRITICAL)
     try:
         try:
             client = distributed.Client(address, timeout=SECONDS_TO_CONNECT, set_as_default=False)
@@ -140,7 +144,8 @@ def _connected(address: str) -> Iterator[Client]:
         with client:
             yield client
     finally:
-        log.setLevel(level)
+        for log, level in levels.items():
+            log.setLevel(level)
 
 
 def _reason(error: BaseException) -> str:
