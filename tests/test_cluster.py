@@ -1,5 +1,6 @@
 """Studies on a Dask cluster: same records as here, and what is left when something dies."""
 
+import asyncio
 import dataclasses
 import errno
 import importlib
@@ -315,7 +316,15 @@ class TestTheSchedulerIsLost:
             kept.items() <= {p.name: p.read_bytes() for p in (tmp_path / "tiny").iterdir()}.items()
         )
 
-    def test_stopped_before_a_worker_came(self, scheduler, tmp_path, capfd):
+    @pytest.mark.parametrize("on_their_way", [False, True])
+    def test_stopped_before_a_worker_came(
+        self, scheduler, tmp_path, capfd, monkeypatch, on_their_way
+    ):
+        async def never(*_arguments, **_options):
+            await asyncio.Event().wait()
+
+        if on_their_way:  # results that will not arrive
+            monkeypatch.setattr(distributed.Future, "_result", never)
         process, address = scheduler
         waiting = ""
 

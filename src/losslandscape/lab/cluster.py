@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,12 +75,12 @@ def results(
         }
         for future, result in _arrivals(client, list(waiting)):
             recipe, seed = waiting.pop(future)
-            if future.status == "error":
-                yield Failure(recipe.name, seed, _reason(result[1]))
+            if isinstance(result, Record):
+                yield _save(result, folder)
             elif isinstance(result, Failure):
                 yield result
-            else:
-                yield _save(result, folder)
+            else:  # type, exception, traceback
+                yield Failure(recipe.name, seed, _reason(result[1]))
         if waiting:
             raise WorkerError(
                 f"{study.name}: lost the scheduler at {address}; finished runs are kept, "
@@ -95,12 +96,12 @@ def _arrivals(client: Client, futures: list[Future[Any]]) -> Iterator[tuple[Futu
     while not ended.is_empty():
         if ended.has_ready():
             future, result = next(ended)
-            if future.cancelled():
-                return
-            yield future, result
+            # By the result: a run may be cancelled, with its scheduler, after its record came.
+            if not isinstance(result, CancelledError):
+                yield future, result
         elif client.status == "running":
             time.sleep(0.1)
-        else:  # next() would wait for ever once a scheduler has been stopped
+        else:  # a result that was on its way never ends
             return
 
 
