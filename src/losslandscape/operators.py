@@ -431,8 +431,8 @@ class HessianOperator(_MeanLossOperator):
             example then depends on its batch, and batches are never cut.
             ``"dropout"`` takes one fixed draw of the random layers.
         recompute: Modules of the model, such as the blocks of a transformer, whose activations are
-            computed again when a product needs them: it then keeps their inputs only, in exchange
-            for two more passes and one more gradient of each. Each must return one tensor.
+            computed again when a product needs them: it then keeps their inputs only, and takes
+            about twice as long. Each must return one tensor.
         group: A ``torch.distributed`` process group whose ranks each hold a shard of the data, of
             any size, and the same weights; ``None`` is this process alone.
             Every rank makes the same calls in the same order, and gets the same results, for the

@@ -19,7 +19,7 @@ import pandas as pd
 
 from losslandscape.lab import records
 from losslandscape.lab.records import Record
-from losslandscape.report import running
+from losslandscape.report import running, scale
 from losslandscape.report.provenance import SHORT, UNKNOWN, Table
 
 Row = Mapping[str, Any]  # one call of one tool, with its rounds
@@ -53,7 +53,7 @@ def load(root: Path | None = None) -> Record | None:
         RecordError: A record is damaged.
     """
     folder = root / "book" / "records" if root is not None else records.records_root()
-    others = (PROFILE, running.TRAINING, running.SCHEDULER)
+    others = (PROFILE, running.TRAINING, running.SCHEDULER, scale.RANKS, scale.LARGE)
     found = {
         record.configuration: record
         for record in records.load_study(STUDY, folder)
@@ -507,6 +507,7 @@ TABLES: dict[str, Callable[[Path], Table]] = {
     "benchmark-about": _about,
     "benchmark-profile": profile_table,
     **running.TABLES,
+    **scale.TABLES,
 }
 
 SENTENCES: dict[str, Callable[[Path], str]] = {"benchmark-finding": _finding}

@@ -5,7 +5,7 @@ Made from the records that ``benchmarks/training.py`` and ``benchmarks/scheduler
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -182,10 +182,10 @@ def scheduler_table(root: Path) -> Table:
     return ["process", "computed", "waited for a core", "idle", "peak memory"], lines
 
 
-def about(root: Path) -> Table:
-    """Where and when training and the scheduler were measured."""
+def about(root: Path, configurations: Sequence[str] = (TRAINING, SCHEDULER)) -> Table:
+    """Where and when parts of the benchmarks were measured."""
     lines = []
-    for configuration in (TRAINING, SCHEDULER):
+    for configuration in configurations:
         record = recorded(root, configuration)
         if record is not None:
             where, when = record.environment, record.timing

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from losslandscape.lab.records import Record
-from losslandscape.report.provenance import UNKNOWN, Table
+from losslandscape.report import running
+from losslandscape.report.provenance import Table
 from losslandscape.report.running import recorded
 
 RANKS, LARGE = "ranks", "large"
@@ -252,30 +253,9 @@ def large_table(root: Path) -> Table:
     return ["product", "memory added", "CPU s", "gradients"], lines
 
 
-def about(root: Path) -> Table:
-    """Where and when both were measured."""
-    lines = []
-    for configuration in (RANKS, LARGE):
-        record = recorded(root, configuration)
-        if record is not None:
-            where, when = record.environment, record.timing
-            lines.append(
-                [
-                    configuration,
-                    when["finished"][:10],
-                    where.get("processor", UNKNOWN),
-                    f"torch {where['torch']}",
-                    where["commit"][:7] + "+" * where["commit"].endswith("+"),
-                    f"{when['load_before']:.1f} before, {when['load_after']:.1f} after",
-                ]
-            )
-    headings = ["part", "recorded", "processor", "software", "commit", "load of the machine"]
-    return (headings, lines) if lines else ([], [])
-
-
 TABLES: dict[str, Callable[[Path], Table]] = {
     "benchmark-ranks": goals_table,
     "benchmark-model": compared_table,
     "benchmark-large": large_table,
-    "benchmark-about-scale": about,
+    "benchmark-about-scale": lambda root: running.about(root, (RANKS, LARGE)),
 }
