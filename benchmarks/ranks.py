@@ -35,7 +35,7 @@ from losslandscape.lab.data import Dataset
 from losslandscape.lab.models import cnn, mlp
 
 RANKS = 2
-ROUNDS = 7
+ROUNDS = 15
 CALIBRATION = 512  # images: the seconds per image come from these, on one process
 SIZES = (1024, 2048)
 LENGTHS = (10_000, 100_000, 1_000_000, 10_000_000)  # numbers all-reduced, or read for a checksum
