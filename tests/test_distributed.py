@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import distributed as dist
 from torch.nn.functional import cross_entropy
 
 import losslandscape as ll
@@ -180,6 +181,22 @@ def test_a_group_needs_a_process_group():
         ll.HessianOperator(model, cross_entropy, (x, y), group=object())
 
 
+def test_a_group_of_one_is_this_process_alone(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", LOOPBACK)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model, x, y = ranks.problem()
+        alone = ll.HessianOperator(model, cross_entropy, (x, y))
+        group = ll.HessianOperator(model, cross_entropy, (x, y), group=dist.group.WORLD)
+        v = torch.ones(alone.shape[0], dtype=torch.float64)
+        assert torch.equal(group @ v, alone @ v)
+        assert group.objective.value() == alone.objective.value()
+        with pytest.raises(ValueError, match="the product is not finite"):
+            group @ (v / 0)
+    finally:
+        dist.destroy_process_group()
+
+
 def test_fingerprints_tell_tensors_apart():
     a = torch.arange(1.0, 9.0)
     others = [a[:4], a * (1 + 1e-7), a.double() * (1 + 1e-15), -a, torch.zeros(8), torch.zeros(0)]
@@ -187,6 +204,9 @@ def test_fingerprints_tell_tensors_apart():
     assert len(prints) == 7
     assert all(1 <= p <= 2**22 and p == float(torch.tensor(float(p))) for p in prints)
     assert fingerprint([a, a[:4]]) != fingerprint([a[:4], a])
+    column = torch.stack([a, -a], dim=1)[:, 0].double()
+    assert fingerprint([column]) == fingerprint([a.double()])
+    assert fingerprint([torch.stack([a, -a], dim=1).double()[:, 0]]) == fingerprint([column])
 
 
 def test_fingerprints_see_every_bit_and_place():

@@ -156,3 +156,15 @@ def test_lambda_max_takes_it():
     plain = ll.lambda_max(model, cross_entropy, data, tol=1e-8)
     light = ll.lambda_max(model, cross_entropy, data, tol=1e-8, recompute=model.blocks)
     torch.testing.assert_close(light.values, plain.values, rtol=1e-12, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    model, (x, y) = problem(train=True)
+    model, data = model.cuda(), (x.cuda(), y.cuda())
+    options = {"allow": ["dropout"], "memory_budget": 0}
+    plain = ll.HessianOperator(model, cross_entropy, data, **options)
+    light = ll.HessianOperator(model, cross_entropy, data, recompute=model.blocks, **options)
+    v = random_vector(plain.shape[0]).cuda()
+    torch.testing.assert_close(light @ v, plain @ v, rtol=1e-10, atol=1e-12)

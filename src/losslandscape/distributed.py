@@ -76,6 +76,8 @@ class Ranks:
                 be shared.
             Exception: Whatever ``part()`` raised here.
         """
+        if self.size == 1:
+            return part()  # nobody to disagree with
         shared, failure = shared or {}, None
         tail = torch.zeros(1 + len(shared), self.size, dtype=like.dtype, device=like.device)
         try:
@@ -165,7 +167,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> int:
 
 def _weighted_bits(tensor: Tensor) -> int:
     """The bits of the entries as integers, weighted by their places: sums that wrap, not round."""
-    pieces = tensor.detach().reshape(-1).view(torch.int32).split(_PIECE)
+    pieces = tensor.detach().reshape(-1).contiguous().view(torch.int32).split(_PIECE)
     odd = 2 * torch.arange(len(pieces[0]), device=tensor.device, dtype=torch.int32) + 1
     # Upper bits are mixed into lower ones: an even number of changed signs would wrap to nothing.
     sums = [((p ^ (p >> 15)) * odd[: len(p)]).sum(dtype=torch.int32) for p in pieces]

@@ -122,14 +122,12 @@ def constants(record: Record, network: str) -> Constants:
     )
 
 
-def predicted(known: Constants, parameters: int, images: int, ranks: int | None) -> float:
-    """Seconds of one product; ``ranks`` is ``None`` without a group."""
-    compute = known.per_image * images / (ranks or 1)
-    if ranks is None:
+def predicted(known: Constants, parameters: int, images: int, ranks: int) -> float:
+    """Seconds of one product on one or two processes."""
+    compute = known.per_image * images / ranks
+    if ranks == 1:
         return compute
     checks = 2 * known.checksum * parameters  # of the vector and of the weights
-    if ranks == 1:
-        return compute + checks
     lengths = sorted(known.all_reduce)
     times = [known.all_reduce[n] for n in lengths]
     return compute + checks + float(np.interp(parameters, lengths, times))
@@ -156,8 +154,8 @@ def compared(record: Record) -> list[Compared]:
     first, sizes = record.settings["sizes"][0], record.settings["sizes"]
     for network, told in record.results["networks"].items():
         known, weights = constants(record, network), told["parameters"]
-        cases: dict[str, tuple[int, int | None]] = {
-            **{f"one process, {n}": (n, None) for n in sizes},
+        cases = {
+            **{f"one process, {n}": (n, 1) for n in sizes},
             "one rank": (first, 1),
             **{f"two ranks, {n}": (n, 2) for n in sizes},
             "two ranks, weak": (2 * first, 2),
