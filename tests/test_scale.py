@@ -45,7 +45,7 @@ def test_vectors_that_fit():
 
 SECONDS = {
     "one process, 100": [1.0, 1.2, 0.9],  # calibration
-    "two ranks, 100": [9.0, 9.0, 9.0],  # compared with nothing
+    "two ranks, 100": [1.8, 1.8, 1.8],
     "one process, 200": [2.0, 2.0, 2.0],
     "one process, 400": [4.0, 4.4, 3.6],
     "two ranks, 200": [1.5, 1.6, 1.4],
@@ -91,6 +91,7 @@ def test_predictions_from_constants_measured_apart(ranks):
     assert found["one process, 400"].predicted == pytest.approx(4 * 1.0)
     checks = 2 * 1000 * 0.3 / 1500
     assert found["one rank"].predicted == pytest.approx(2)
+    assert found["two ranks, 100"].predicted == pytest.approx(0.5 + checks + 0.2)
     assert found["two ranks, 400"].predicted == pytest.approx(2 + checks + 0.2)  # interpolated
     assert found["two ranks, weak"].predicted == pytest.approx(2 + checks + 0.2)
     assert found["one process, 400"].ratio == pytest.approx(1)

@@ -149,15 +149,15 @@ class Compared:
 
 
 def compared(record: Record) -> list[Compared]:
-    """Every row that is no calibration."""
-    found = []
+    """Every row but the calibration on one process."""
+    found, calibration = [], record.settings["calibration"]
     first, sizes = record.settings["sizes"][0], record.settings["sizes"]
     for network, told in record.results["networks"].items():
         known, weights = constants(record, network), told["parameters"]
         cases = {
             **{f"one process, {n}": (n, 1) for n in sizes},
             "one rank": (first, 1),
-            **{f"two ranks, {n}": (n, 2) for n in sizes},
+            **{f"two ranks, {n}": (n, 2) for n in (calibration, *sizes)},
             "two ranks, weak": (2 * first, 2),
         }
         for what, (images, ranks) in cases.items():
