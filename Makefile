@@ -17,6 +17,7 @@ export OMP_NUM_THREADS ?= 1
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
 	@echo
+	@echo "make book CHAPTERS=none           its pages from the stored notebooks, in a few minutes"
 	@echo "make book DATASET=mnist SEEDS=3   the same book with other parameters, in _build/ only"
 
 doctor:  ## Tell what this computer lacks, and what to do about it
@@ -32,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 book: $(INSTALLED)  ## Execute what changed, build the HTML book, print the page to open
-	$(BIN)/doit -n $(JOBS) book $(if $(DATASET),dataset=$(DATASET)) $(if $(SEEDS),seeds=$(SEEDS))
+	$(BIN)/doit -n $(JOBS) book $(if $(CHAPTERS),chapters="$(CHAPTERS)") $(if $(DATASET),dataset=$(DATASET)) $(if $(SEEDS),seeds=$(SEEDS))
 
 pdf: $(INSTALLED)  ## Build the book and print it to one PDF, with Chromium or Chrome
 	$(BIN)/doit -n $(JOBS) book pdf

@@ -55,6 +55,27 @@ def asked_for(text: Path) -> dict[str, Any]:
     return chosen
 
 
+def executed() -> set[Path]:
+    """Return the chapters to execute: those that ``chapters=`` names by their first letters.
+
+    Raises:
+        InvalidDodoFile: No chapter, or more than one, begins like that.
+    """
+    names = get_var("chapters", "all").split()
+    if names in (["all"], ["none"]):
+        return set(CHAPTERS) if names == ["all"] else set()
+    chosen = set()
+    for name in names:
+        found = [text for text in CHAPTERS if text.stem.startswith(name)]
+        if len(found) != 1:
+            raise InvalidDodoFile(
+                f"CHAPTERS: {len(found) or 'no'} chapters begin with {name!r}; write all, none, or "
+                f"numbers such as '{CHAPTERS[0].stem[:2]} {CHAPTERS[-1].stem[:2]}'"
+            )
+        chosen |= {*found}
+    return chosen
+
+
 def run(text: Path, out: Path, parameters: dict[str, Any]) -> TaskFailed | None:
     """Execute one chapter; a failure is one line, not a traceback."""
     try:
@@ -64,17 +85,33 @@ def run(text: Path, out: Path, parameters: dict[str, Any]) -> TaskFailed | None:
     return None
 
 
+def take(stored: Path, out: Path) -> TaskFailed | None:
+    """Take a stored notebook into the site, if it is its text executed by today's code."""
+    why = execute.why_stale(stored.with_suffix(".md"), stored)
+    if why:
+        return TaskFailed(f"{stored} is not to be taken as it is: {why}. Execute this chapter.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(stored, out)
+    print(f"{stored.stem}: as stored", flush=True)
+    return None
+
+
 def task_execute() -> Iterator[Task]:
     """Execute each chapter whose text, code, records or parameters changed."""
+    chosen = executed()
     for text in CHAPTERS:
-        parameters = asked_for(text)
-        out = SITE / "notebooks" / f"{text.stem}.ipynb"
+        stored, out = text.with_suffix(".ipynb"), SITE / "notebooks" / f"{text.stem}.ipynb"
+        parameters, action = asked_for(text), (take, [stored, out])
+        how: Any = "as stored"
+        if text in chosen:
+            action = (run, [text, out, parameters])
+            how = execute.changed_parameters(text, parameters)
         yield {
             "name": text.stem,
-            "file_dep": execute.inputs(text),
-            "uptodate": [config_changed(execute.changed_parameters(text, parameters))],
+            "file_dep": [*execute.inputs(text), *([] if text in chosen else [stored])],
+            "uptodate": [config_changed(how)],
             "targets": [out],
-            "actions": [(run, [text, out, parameters])],
+            "actions": [action],
         }
 
 

@@ -33,6 +33,8 @@ DESK = {"width": 1280, "height": 900}
 LIGHT = 1.5e6  # bytes
 READABLE = 4.5  # WCAG AA; 3 for large letters
 PATIENCE = 180_000  # milliseconds: machines that test are busy
+# The slow axe-core sees each width and each theme once: its rules know the one or the other.
+AXE = ((DESK, "light"), (PHONE, "dark"))
 
 
 def why_not() -> str:
@@ -63,7 +65,7 @@ class Visit:
     phone_width: int = 0
     too_wide: list[str] = field(default_factory=list)
     cut_off: list[str] = field(default_factory=list)  # formulas in a sentence, on a phone
-    violations: dict = field(default_factory=dict)  # (width, theme): what axe-core objects to
+    violations: dict = field(default_factory=dict)  # place of AXE: what axe-core objects to
 
 
 LOOK = """() => {
@@ -213,7 +215,7 @@ def _visit(browser, page: str) -> Visit:
         for theme in ("light", "dark"):
             tab.evaluate("theme => document.documentElement.dataset.theme = theme", theme)
             seen.faint.setdefault(theme, []).extend(tab.evaluate(FAINT))
-            if axe:
+            if axe and (screen, theme) in AXE:
                 seen.violations[screen["width"], theme] = tab.evaluate(AXE_RULES)
         if screen is DESK:
             seen.desk_width = tab.evaluate("document.documentElement.scrollWidth")
@@ -274,7 +276,7 @@ def test_no_formula_in_a_sentence_is_cut_off_on_a_phone(visit, page):
 @pytest.mark.skipif(not axe_script(), reason="axe-playwright-python is not installed")
 def test_axe_finds_nothing_serious(visit, page):
     assert {where: found for where, found in visit(page).violations.items() if found} == {}
-    assert len(visit(page).violations) == 4
+    assert len(visit(page).violations) == len(AXE)
 
 
 @each_page
@@ -307,6 +309,8 @@ def outcomes():
 def test_a_chapter_says_what_its_stored_notebook_says(outcomes, page):
     """What nbval asks, of the execution that made the page."""
     found = outcomes[Path(page).stem]
+    if found.word == "as stored":  # which chapters are executed is a choice of `make book`
+        pytest.skip(found.text)
     if found.word == "not compared":  # built with other parameters, or not since its text changed
         pytest.skip(found.text)
     assert found.word in ("same", "within tolerance"), found.text

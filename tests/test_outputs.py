@@ -74,3 +74,14 @@ def test_folders(tmp_path):
     assert [finding.word for finding in found] == ["same", "differs", "not compared"]
     assert found[2].text == "there is no stored notebook of this name"
     assert outputs.summary(found) == ("3 chapters executed: 1 same, 1 differs, 1 not compared")
+
+
+def test_a_copy_is_not_called_an_execution(tmp_path):
+    stored, fresh = tmp_path / "stored.ipynb", tmp_path / "fresh.ipynb"
+    nbformat.write(book(printed("1\n"), seconds=1.0), stored)
+    fresh.write_bytes(stored.read_bytes())
+    found = outputs.compare_files(stored, fresh)
+    assert (found.word, found.text) == ("as stored", "not executed for this copy")
+    assert outputs.summary([found]) == "0 chapters executed; 1 as stored"
+    nbformat.write(book(printed("1\n"), seconds=1.1), fresh)
+    assert outputs.compare_files(stored, fresh).word == "same"

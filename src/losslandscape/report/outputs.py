@@ -30,7 +30,7 @@ NUMBER = re.compile(
 )
 PADDING = re.compile(r" +")  # columns are as wide as their numbers
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")  # of an object in memory
-WORDS = ("same", "within tolerance", "differs", "not compared")
+WORDS = ("same", "within tolerance", "differs", "not compared", "as stored")
 SHOWN = 60  # characters of an output in a message
 
 
@@ -57,18 +57,22 @@ def compare_folders(stored: Path, fresh: Path) -> list[Finding]:
 def summary(findings: list[Finding]) -> str:
     """How many chapters came out how.
 
-    >>> summary([Finding("a", "same"), Finding("b", "same"), Finding("c", "differs", "1")])
-    '3 chapters executed: 2 same, 1 differs'
+    >>> summary([Finding("a", "same"), Finding("b", "differs", "1"), Finding("c", "as stored")])
+    '2 chapters executed: 1 same, 1 differs; 1 as stored'
     """
     counts = Counter(finding.word for finding in findings)
+    stored = counts.pop("as stored", 0)
     words = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
-    return f"{len(findings)} chapters executed: {words or 'none'}"
+    text = f"{counts.total()} chapters executed" + (f": {words}" if words else "")
+    return f"{text}; {stored} as stored" if stored else text
 
 
 def compare_files(stored: Path, fresh: Path) -> Finding:
     """Compare two executions of one chapter, as files."""
     if not stored.is_file():
         return Finding(fresh.stem, "not compared", "there is no stored notebook of this name")
+    if stored.read_bytes() == fresh.read_bytes():  # an execution has its own time in its stamp
+        return Finding(fresh.stem, "as stored", "not executed for this copy")
     a, b = (nbformat.read(path, as_version=4) for path in (stored, fresh))
     return Finding(fresh.stem, *compare(a, b))
 
