@@ -171,8 +171,8 @@ def rescaling_diagonal(
 def balanced(model: nn.Module, *, tol: float = 1e-9, max_sweeps: int = 2000) -> nn.Module:
     r"""The network with the same function whose weights have the least norm.
 
-    Every way to write one function by rescaling leads to the same balanced network, so what is
-    measured on it depends on the function alone.
+    All networks that are rescalings of each other have the same balanced network, so what is
+    measured on it depends on their common orbit alone.
     A hidden unit ``u`` is balanced when weights and bias into it have the norm of the weights out
     of it:
 

@@ -492,7 +492,7 @@ def c11(found: Numbers, evidence: Evidence) -> Finding:
         return "refuted", "", effects
     if b_met:
         condition = (
-            "ηh <= 0.1, the noise is white in time, H > 0 and the run takes many more than "
+            "ηh ≤ 0.1, the noise is white in time, H > 0 and the run takes many more than "
             "1/(ηh) steps"
         )
         return "holds if", condition, effects
@@ -611,7 +611,7 @@ def c13(found: Numbers, evidence: Evidence) -> Finding:
     """T is what the theory makes of it."""
     effects = {"excess loss / prediction": found["ratios"]}
     if all(abs(x - 1) <= 0.1 for x in found["ratios"]):
-        return "holds if", "T = η σ₁²/(2B(1 - μ)) and ηλ << 1 - μ", effects
+        return "holds if", "T = η σ₁²/(2B(1 - μ)) and ηλ ≪ 1 - μ", effects
     return "not supported", "", effects
 
 
