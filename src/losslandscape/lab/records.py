@@ -18,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -244,10 +245,9 @@ def shaping_code(
         key = f"{item.__module__}.{item.__qualname__}"
         if key in found:
             continue
-        source = textwrap.dedent(inspect.getsource(item))
-        found[key] = normalised_source(source)
+        found[key], names = _code_and_names(item)
         namespace = vars(sys.modules[item.__module__])
-        for name in _names(source):
+        for name in names:
             target = namespace.get(name)
             if str(getattr(target, "__module__", "")).startswith(package):
                 if inspect.isfunction(target) or inspect.isclass(target):
@@ -302,10 +302,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _names(source: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Name):
-            yield node.id
+@cache
+def _code_and_names(item: Any) -> tuple[str, tuple[str, ...]]:
+    """Normalised source of a function or class, and the names in it."""
+    source = textwrap.dedent(inspect.getsource(item))
+    found = [node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    return normalised_source(source), tuple(dict.fromkeys(found))
 
 
 def _canonical(content: Any) -> bytes:
