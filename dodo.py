@@ -101,18 +101,18 @@ def task_execute() -> Iterator[Task]:
     chosen = executed()
     for text in CHAPTERS:
         stored, out = text.with_suffix(".ipynb"), SITE / "notebooks" / f"{text.stem}.ipynb"
-        parameters, action = asked_for(text), (take, [stored, out])
-        how: Any = "as stored"
-        if text in chosen:
-            action = (run, [text, out, parameters])
-            how = execute.changed_parameters(text, parameters)
-        yield {
+        parameters = asked_for(text)
+        task: Task = {
             "name": text.stem,
-            "file_dep": [*execute.inputs(text), *([] if text in chosen else [stored])],
-            "uptodate": [config_changed(how)],
+            "file_dep": execute.inputs(text),
+            "uptodate": [config_changed(execute.changed_parameters(text, parameters))],
             "targets": [out],
-            "actions": [action],
+            "actions": [(run, [text, out, parameters])],
         }
+        if text not in chosen:
+            task["file_dep"].append(stored)
+            task |= {"uptodate": [config_changed("as stored")], "actions": [(take, [stored, out])]}
+        yield task
 
 
 def site_files() -> dict[Path, Path]:

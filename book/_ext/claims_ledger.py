@@ -19,7 +19,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from losslandscape.lab.records import RecordError
-from losslandscape.report import ledger
+from losslandscape.report import ledger, registration
 
 COLUMNS = ("Claim", "In short", "Verdict", "Measured", "Threshold and evidence")
 MARK = "claims-ledger"
@@ -75,7 +75,8 @@ class Falsifiers(_Ledger):
                 for o in outcomes
                 for effect, value in o.effects.items()
             )
-            test = [nodes.paragraph(text=entry[key]) for key in ("test", "threshold")]
+            rule = [entry["test"], entry["threshold"], *registration.amendments(entry)]
+            test = [nodes.paragraph(text=text) for text in rule]
             waits = [_said("waits", "for networks to rescale")]
             cells = [[name, nodes.paragraph(text=entry["statement"])], said or waits, effects, test]
             rows.append(_row(cells, entry["id"].lower()))

@@ -70,7 +70,7 @@ _json = click.option(
 @_time_budget
 @_seed
 def assess(source: str, out: Path | None, **options: Any) -> None:
-    """Judge a trained network: is it a minimum, how sharp, how flat for its function?
+    """Judge a trained network: is training done, how sharp is it, how flat for its weights?
 
     SOURCE is path/to/file.py:function. The function takes no arguments and returns what
     losslandscape.assess takes: a dict with model, loss_fn, train_data and, where there are any,
@@ -87,7 +87,7 @@ def assess(source: str, out: Path | None, **options: Any) -> None:
 @_time_budget
 @_seed
 def compare(a: str, b: str, out: Path | None, **options: Any) -> None:
-    """Say which of two networks is flatter for its function, or that this is undecided.
+    """Say which of two networks is flatter relative to its weights, or that this is undecided.
 
     A and B are path/to/file.py:function as for assess, or files that assess --json wrote.
     """

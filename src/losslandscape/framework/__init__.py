@@ -1,4 +1,4 @@
-r"""Is this end point a minimum, how sharp is it, how flat for its function, can it be compared?
+r"""Is training done, how sharp is the end point, how flat for its weights, can it be compared?
 
 :func:`assess` answers in four stages, each with its numbers and their intervals:
 

@@ -194,7 +194,7 @@ def verdict_of(
     elif stability.ratio is not None and stability.ratio >= limits.edge:
         verdict, reasons = "lr-limited", [stability.text]
     else:
-        verdict, reasons = "comparable", ["a minimum, as far as these checks can tell"]
+        verdict, reasons = "comparable", ["training is done, as far as these checks can tell"]
     reasons += [check.text for check in checks if check.passed is not False]
     if verdict != "lr-limited":
         reasons.append(stability.text)

@@ -25,7 +25,7 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
-    """Which of two networks is flatter for its function, or that this is undecided.
+    """Which of two networks is flatter relative to its weights, or that this is undecided.
 
     Both must be ``comparable`` at matched training loss, measured on the same Hessian set.
     Then the invariant measures vote for the side where they are smaller, if the 95 % interval of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,21 @@ def parse(text: str) -> dict[str, Any]:
         for cell in evidence:
             _check(cell, ("chapter", "cell"), f"evidence of {claim['id']}")
     return content
+
+
+def amendments(entry: Mapping[str, Any]) -> list[str]:
+    """What the file says of an entry beside its rule: what was made explicit, what was changed.
+
+    >>> amendments({"changed": [{"date": "2026-11-25", "from": "a", "to": "b", "why": "Open."}]})
+    ['Changed on 2026-11-25, from "a" to "b". Open.']
+    """
+    explicit = entry.get("check", "").strip()
+    changes = [
+        f"Changed on {one['date']}, from \"{one['from'].strip()}\" to \"{one['to'].strip()}\". "
+        f"{one['why'].strip()}"
+        for one in entry.get("changed", [])
+    ]
+    return [*([explicit] if explicit else []), *changes]
 
 
 def _check(entry: Any, texts: tuple[str, ...], where: str) -> None:
