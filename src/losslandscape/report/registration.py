@@ -84,7 +84,7 @@ def amendments(entry: Mapping[str, Any]) -> list[str]:
     """
     explicit = entry.get("check", "").strip()
     changes = [
-        f"Changed on {one['date']}, from \"{one['from'].strip()}\" to \"{one['to'].strip()}\". "
+        f'Changed on {one["date"]}, from "{one["from"].strip()}" to "{one["to"].strip()}". '
         f"{one['why'].strip()}"
         for one in entry.get("changed", [])
     ]
