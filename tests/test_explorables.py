@@ -549,16 +549,33 @@ def test_script_and_style_are_loaded_where_they_are_needed_only(site):
         assert bool(re.search(r"<link[^>]*explore\.css", text)) is needed, page
 
 
-@pytest.fixture
-def tab(site, browser, request):
-    """A fresh tab with the page, or with the one figure that a test is about."""
-    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
-    tab = open_page(browser, site / (f"{name}-alone.html" if name else "page.html"))
+@pytest.fixture(scope="module")
+def window(browser):
+    """One tab for many tests: loading a page again is quicker than opening a tab for it."""
+    tab = new_tab(browser)
     yield tab
     tab.close()
 
 
+@pytest.fixture
+def tab(site, window, request):
+    """The page, loaded anew, or the one figure that a test is about."""
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
+    window.set_viewport_size(pages.DESK)
+    window.seen |= {"requests": [], "errors": []}
+    window.goto(
+        (site / (f"{name}-alone.html" if name else "page.html")).as_uri(), wait_until="load"
+    )
+    return window
+
+
 def open_page(browser, path, **options):
+    tab = new_tab(browser, **options)
+    tab.goto(path.as_uri(), wait_until="load")
+    return tab
+
+
+def new_tab(browser, **options):
     tab = browser.new_page(viewport=options.pop("viewport", pages.DESK), **options)
     tab.set_default_timeout(pages.PATIENCE)
     tab.seen = {"requests": [], "errors": []}
@@ -568,7 +585,6 @@ def open_page(browser, path, **options):
         "console",
         lambda said: tab.seen["errors"].append(said.text) if said.type == "error" else None,
     )
-    tab.goto(path.as_uri(), wait_until="load")
     return tab
 
 
