@@ -21,7 +21,7 @@ import click
 import torch
 from run import HERE, Clock, environment, fingerprint
 
-from losslandscape.lab import records, studies
+from losslandscape.lab import records, runs, studies
 from losslandscape.lab.data import load_dataset
 from losslandscape.lab.experiments import three_configurations
 from losslandscape.lab.experiments.three_configurations import Settings
@@ -43,9 +43,9 @@ def watched(recipe: Recipe, dataset: Any, seed: int, settings: Settings) -> dict
     return {"process": os.getpid(), "ran": ran / 1e9, "waited": waited / 1e9}
 
 
-def small_study(seeds: int) -> studies.Study:
+def small_study(seeds: int) -> runs.Study:
     """Runs of one, two and three epochs."""
-    return studies.Study(
+    return runs.Study(
         name="scheduler",
         purpose="How busy two processes are.",
         dataset="mnist",
@@ -79,7 +79,7 @@ def busy(seeds: int) -> dict[str, Any]:
 
 def memory() -> dict[str, Any]:
     """Peak memory of one run with the large network, in a process of its own."""
-    study = studies.Study(
+    study = runs.Study(
         name="memory",
         purpose="How much memory a run needs.",
         dataset="mnist",

@@ -9,7 +9,8 @@ from test_studies import fragile_study, tiny_study
 from losslandscape.cli import main
 from losslandscape.lab import records, studies
 from losslandscape.lab.experiments import three_configurations
-from losslandscape.lab.studies import STUDIES, WorkerError
+from losslandscape.lab.runs import WorkerError
+from losslandscape.lab.studies import STUDIES
 
 
 @pytest.fixture

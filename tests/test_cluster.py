@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 from test_studies import TINY, names, tiny_study
 
-from losslandscape.lab import cluster, records, studies
+from losslandscape.lab import cluster, records, runs, studies
 from losslandscape.lab.experiments import three_configurations
-from losslandscape.lab.studies import Failure, WorkerError
+from losslandscape.lab.runs import Failure, WorkerError
 
 distributed = pytest.importorskip("distributed")
 dask = pytest.importorskip("dask")
@@ -387,7 +387,7 @@ class TestCodeEditedUnderAWorker:
         fingerprint = study.fingerprint(recipe)
         before = cluster._attempt_on_worker(study, recipe, 0, fingerprint)
         monkeypatch.setattr(cluster, "_sources", lambda: {"models.py": "edited"})
-        monkeypatch.setattr(studies.Study, "fingerprint", lambda *_: "edited")
+        monkeypatch.setattr(runs.Study, "fingerprint", lambda *_: "edited")
         after = cluster._attempt_on_worker(study, recipe, 0, fingerprint)
         assert after.results == before.results
         assert after.fingerprint == fingerprint

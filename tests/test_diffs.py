@@ -14,7 +14,7 @@ from test_studies import tiny_study
 
 from losslandscape.lab import diffs, records, studies
 from losslandscape.lab.records import Record
-from losslandscape.lab.studies import StudyError
+from losslandscape.lab.runs import StudyError
 from losslandscape.report import diffs as report
 
 ROOT = Path(__file__).parents[1]

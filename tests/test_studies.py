@@ -16,7 +16,8 @@ from losslandscape.lab import records, studies
 from losslandscape.lab.data import load_dataset
 from losslandscape.lab.experiments import three_configurations
 from losslandscape.lab.experiments.three_configurations import Settings
-from losslandscape.lab.studies import STUDIES, Study, StudyError, WorkerError, find_study
+from losslandscape.lab.runs import Study, StudyError, WorkerError
+from losslandscape.lab.studies import STUDIES, find_study
 from losslandscape.lab.training import Recipe
 
 TINY = Settings(channels=(2, 3), hidden=5, hessian_images=60, batch_sizes=((16, 2),), path_points=1)

@@ -18,11 +18,12 @@ from losslandscape.framework import assess as assess_model
 from losslandscape.framework import compare as compare_assessments
 from losslandscape.lab import diffs, records, studies
 from losslandscape.lab.data import DataError
+from losslandscape.lab.runs import StudyError, WorkerError
 from losslandscape.lab.training import RecipeError
 
 _EXPECTED = (
     *(DataError, RecipeError, records.RecordError, ArithmeticError),
-    *(studies.StudyError, studies.WorkerError),
+    *(StudyError, WorkerError),
 )
 
 
@@ -237,7 +238,7 @@ def diff_study(
     recorded = records.load_study(name, root)
     chosen = diffs.choose(recorded, configuration=configuration, seed=seed, everything=everything)
     if not chosen:
-        raise studies.StudyError(f"no record of {name} matches: see 'losslandscape study status'")
+        raise StudyError(f"no record of {name} matches: see 'losslandscape study status'")
     asked = {"epochs": epochs, "steps": steps}
     given = {key: number for key, number in asked.items() if number is not None}
     runs, began = [], time.process_time()

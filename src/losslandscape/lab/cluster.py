@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from losslandscape.lab import records
 from losslandscape.lab.records import Record, RecordError
-from losslandscape.lab.studies import Failure, Study, WorkerError, attempt, compute
+from losslandscape.lab.runs import Failure, Study, WorkerError, attempt, compute
 
 if TYPE_CHECKING:
     from distributed import Client, Future

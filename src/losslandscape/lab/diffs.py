@@ -35,7 +35,7 @@ from scipy.stats import t as student
 from losslandscape.lab import records
 from losslandscape.lab.data import load_dataset
 from losslandscape.lab.records import Record
-from losslandscape.lab.studies import Study, StudyError, threads
+from losslandscape.lab.runs import Study, StudyError, threads
 
 CONFIDENCE = 0.99
 LEAST_SEEDS = 3

@@ -31,7 +31,8 @@ from losslandscape.eigen import lanczos, power_iteration
 from losslandscape.lab.data import Dataset, load_dataset
 from losslandscape.lab.double_well import DoubleWell, simulate_double_well
 from losslandscape.lab.models import mlp
-from losslandscape.lab.studies import find_study, threads
+from losslandscape.lab.runs import threads
+from losslandscape.lab.studies import find_study
 from losslandscape.lab.training import Recipe, predict, train
 from losslandscape.objective import Batch, LossFunction, gradient
 from losslandscape.operators import HessianOperator
