@@ -410,6 +410,22 @@ def test_no_definition_leaves_a_phone_s_screen(browser):
     tab.close()
 
 
+def test_the_letters_of_a_chapter_are_folded_on_a_phone_only(browser):
+    for screen, folded in ((PHONE, 1), (DESK, 0)):
+        tab = browser.new_page(viewport=screen)
+        tab.set_default_timeout(PATIENCE)
+        tab.goto((HTML / "notebooks/07_sgd_noise.html").as_uri(), wait_until="load")
+        title = tab.get_by_text("Letters of this chapter")
+        letters = tab.locator("aside.margin li").first
+        assert tab.locator("aside.margin details:not([open])").count() == folded
+        assert letters.is_visible() != bool(folded)
+        if folded:
+            title.focus()
+            title.press("Enter")
+            assert letters.is_visible()
+        tab.close()
+
+
 def test_the_search_page_finds_a_word(browser):
     tab = _new_tab(browser)
     tab.goto((HTML / "search.html").as_uri() + "?q=notation")

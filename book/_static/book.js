@@ -94,6 +94,18 @@ document.addEventListener("keydown", (event) => {
   for (const hint of document.querySelectorAll(".hint")) hint.classList.add("dismissed");
 });
 
+/* A narrow screen has no margin: the letters of a chapter, a screen of them, wait folded. */
+document.addEventListener("DOMContentLoaded", () => {
+  if (!matchMedia("(max-width: 991.98px)").matches) return;
+  for (const title of document.querySelectorAll("aside.margin > .sidebar-title")) {
+    const [box, summary] = ["details", "summary"].map((name) => document.createElement(name));
+    summary.append(...title.childNodes);
+    box.append(summary);
+    while (title.nextSibling) box.append(title.nextSibling);
+    title.replaceWith(box);
+  }
+});
+
 /* Paper cannot be unfolded: print with everything open, then fold again. */
 let opened = [];
 window.addEventListener("beforeprint", () => {
