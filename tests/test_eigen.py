@@ -481,6 +481,8 @@ class TestRefusals:
             solve(matrix, v0=torch.ones(2))
         with pytest.raises(ValueError, match="not zero"):
             solve(matrix, v0=torch.zeros(3))
+        with pytest.raises(TypeError, match=r"got Linear: give HessianOperator\(model, loss"):
+            solve(torch.nn.Linear(3, 3))
         with pytest.raises(ValueError, match="square"):
             solve(torch.ones(2, 3))
         with pytest.raises(ValueError, match="not finite"):
@@ -557,3 +559,9 @@ class TestSamplingError:
         H = HessianOperator(mlp((4, 3, 2), seed=1), cross_entropy, self.drawn(0), chunk_size=300)
         with pytest.raises(ValueError, match="the data are one chunk: give a smaller chunk_size"):
             sampling_error(H, torch.ones(H.shape[0]))
+
+
+def test_what_an_eigenpair_shows_is_short():
+    shown = repr(lanczos(torch.diag(torch.arange(500.0))))
+    assert "residuals" in shown
+    assert len(shown) < 300

@@ -146,6 +146,48 @@ def test_the_stability_ratio_of_adam():
     assert found.stability.ratio == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_bias_that_batch_statistics_cancel_does_not_make_the_ratio():
+    X, y = normal(60, 3), normal(60, 1, seed=1)
+
+    def trained(bias):
+        layers = [nn.Linear(3, 5, bias=bias), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 1)]
+        model = seeded(lambda: nn.Sequential(*layers)).train()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(50):
+            optimizer.zero_grad()
+            mse_loss(model(X), y).backward()
+            optimizer.step()
+        return model, optimizer
+
+    model, optimizer = trained(bias=True)
+    assert optimizer.state[model[0].bias]["exp_avg_sq"].max() < 1e-25  # rounding of zero
+    found = ll.assess(model, mse_loss, (X, y), optimizer=optimizer, **QUICK)
+    assert model.training
+    assert "batch statistics over 60 examples" in found.stability.text
+
+    # By hand: S H S of the function that was trained, without the bias, which has no curvature.
+    steps = []
+    for p in model.parameters():
+        v = optimizer.state[p]["exp_avg_sq"] / (1 - 0.999**50)
+        steps.append(1e-2 / ((1 - 0.9**50) * (v.sqrt() + 1e-8)) * (p is not model[0].bias))
+    scale = torch.cat([step.reshape(-1) for step in steps]).sqrt()
+    H = (
+        HessianOperator(model, mse_loss, (X, y), allow=["batchnorm"])
+        @ torch.eye(len(scale)).double()
+    )
+    top = float(torch.linalg.eigvalsh(scale[:, None] * H * scale)[-1])
+    assert found.stability.ratio == pytest.approx(top / (2 * 1.9 / 0.1), rel=1e-2)
+    assert found.stability.ratio < 1
+
+
+def test_batch_statistics_of_a_single_example_give_no_ratio():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).double().eval()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = (normal(1, 2), normal(1, 2, seed=1))
+    found = ll.assess(model, mse_loss, data, optimizer=optimizer, **QUICK)
+    assert found.stability.ratio is None
+
+
 def test_optimisers_without_a_known_limit_say_so():
     model, data = least_squares()
     p = model.parameters
@@ -374,6 +416,7 @@ def test_the_cost_is_told_beforehand(capsys):
     ll.assess(model, mse_loss, data, probes=2, rescalings=0)
     said = capsys.readouterr()
     assert "Hessian products over 40 examples and 200 training steps" in said.out + said.err
+    assert "100%" in (said.out + said.err).splitlines()[-1]
 
 
 def test_intervals_cover_what_a_larger_sample_says():
@@ -450,7 +493,7 @@ def test_what_keeps_two_networks_from_being_compared():
     assert "a is lr-limited" in ll.compare(fake("lr-limited"), high).reasons[0]
     assert ll.compare(fake(loss=1.15), high).verdict == "a-flatter"  # within 10 % of the middle
     assert ll.compare(fake(loss=1.3), high).verdict == "undecided"
-    with pytest.raises(ValueError, match="different data"):
+    with pytest.raises(ValueError, match=r"different data: .*\(a loader that shuffles"):
         ll.compare(low, fake(digest="y"))
     with pytest.raises(ValueError, match="different probes"):
         ll.compare(low, fake(probes=2))
@@ -518,6 +561,7 @@ def test_reports_for_terminal_notebook_and_machine(classifier):
     model, data, optimizer = classifier
     found = ll.assess(model, cross_entropy, data, data, optimizer=optimizer, **QUICK)
     again = ll.Assessment.from_dict(json.loads(json.dumps(found.to_dict(), allow_nan=False)))
+    assert again == found
     assert again.to_dict() == found.to_dict()
     assert compare(again, found).verdict == "undecided"
     for shown in (str(found), found._repr_html_()):
@@ -526,8 +570,13 @@ def test_reports_for_terminal_notebook_and_machine(classifier):
         assert "polish" in shown
     assert "undecided" in str(compare(found, found))
     assert "<table" in compare(found, found)._repr_html_()
-    with pytest.raises(ValueError, match="this is no assessment"):
-        ll.Assessment.from_dict({"verdict": "comparable"})
+    for given, words in (
+        ({**found.to_dict(), "more": 1}, "an Assessment that has more"),
+        ({"verdict": "comparable"}, "an Assessment that lacks checks, data_digest"),
+        ("found.json", "expected a dict of an Assessment, got str"),
+    ):
+        with pytest.raises(ValueError, match=f"this is no assessment: {words}"):
+            ll.Assessment.from_dict(given)
 
 
 def test_html_escapes_what_it_shows():
@@ -558,6 +607,15 @@ def as_tuple():
 def wrong():
     return 3
 
+def misnamed():
+    return {"model": fitted()["model"], "loss": 1, "data": 2}
+
+def too_much():
+    return {**fitted(), "extra": 1}
+
+def fewer():
+    return {**fitted(), "train_data": (X[:3], y[:3])}
+
 def bad_loss():
     return {**fitted(), "loss_fn": lambda o, t: (o - t).square().sum()}
 """
@@ -578,12 +636,17 @@ def test_the_shell(tmp_path):
         f"{file}:wrong": "must return a dict with model, loss_fn and train_data, got int",
         f"{file}:missing": "has no function 'missing'",
         f"{file}:bad_loss": "not the mean over its examples",
-        "nowhere.py:f": "does not name path/to/file.py:function",
+        f"{file}:misnamed": "returns a dict that lacks loss_fn, train_data: give model, loss_fn",
+        f"{file}:too_much": "returns a dict that has extra: give model, loss_fn, train_data and",
+        "nowhere.py:f": "there is no file nowhere.py",
         str(file): "does not name path/to/file.py:function",
     }.items():
         done = run(main, ["assess", source])
         assert done.exit_code == 1
         assert words in " ".join(done.output.split()), done.output
+    done = run(main, ["compare", f"{file}:fewer", str(out)])
+    assert (done.exit_code, type(done.exception)) == (1, SystemExit)
+    assert "were measured on different data" in " ".join(done.output.split())
     out.write_text("{}")
     done = run(main, ["compare", str(out), str(out)])
     assert done.exit_code == 1

@@ -501,11 +501,13 @@ def test_fused_attention_is_replaced_during_the_product():
     v = random_vector(H.shape[0])
     torch.testing.assert_close(H @ v, expected @ v)
     assert H.replaced == ("ScaledDotProductFlashAttentionForCpu",)
-    assert repr(H).endswith("on cpu, plain attention in place of the fused one>")
+    assert repr(H).endswith(
+        "on cpu, mean over 7 examples, plain attention in place of the fused one>"
+    )
     assert H.subsample(3).replaced == H.replaced
     plain = HessianOperator(network(), cross_entropy, classification())
     assert plain.replaced == ()
-    assert repr(plain) == "<HessianOperator 43 x 43, float64 on cpu>"
+    assert repr(plain) == "<HessianOperator 43 x 43, float64 on cpu, mean over 23 examples>"
 
 
 def dense_gauss_newton(model, loss_fn, x, y):
@@ -709,7 +711,10 @@ class TestRefusals:
         for data, reason in (
             ((x.numpy(), y.numpy()), "got ndarray and ndarray"),
             ([(x, y.tolist())], "got a list in it"),
-            (torch.utils.data.TensorDataset(x, y), "wrap a data set in a DataLoader"),
+            (
+                torch.utils.data.TensorDataset(x, y),
+                "data set of single examples: wrap it in a DataLoader",
+            ),
             (x, "got one tensor"),
             ([x], "got Tensor"),
             (iter([]), "read only once"),
@@ -720,6 +725,67 @@ class TestRefusals:
     def test_a_loss_class(self):
         with pytest.raises(TypeError, match="class CrossEntropyLoss: give an instance"):
             HessianOperator(network(), nn.CrossEntropyLoss, classification())
+
+    def test_arguments_in_another_order_or_of_another_kind(self):
+        model, (x, y) = network(), classification()
+        for arguments, words in (
+            ((model, (x, y), cross_entropy), "loss_fn cannot be a tuple: the order is model, loss"),
+            ((cross_entropy, model, (x, y)), "model cannot be a function: the order is model, los"),
+            ((model, cross_entropy, mse_loss), "an iterable of pairs .*, got function"),
+        ):
+            with pytest.raises(TypeError, match=words):
+                HessianOperator(*arguments)
+        for params in (model[1], "1.weight", model[1].weight):
+            with pytest.raises(TypeError, match=r"such as list\(layer\.parameters"):
+                HessianOperator(model, cross_entropy, (x, y), params=params)
+        with pytest.raises(ValueError, match="no parameter to differentiate: params is empty"):
+            HessianOperator(model, cross_entropy, (x, y), params=[])
+        with pytest.raises(TypeError, match="recompute must be a list of modules, got a Linear"):
+            HessianOperator(model, cross_entropy, (x, y), recompute=model[1])
+
+    def test_what_model_or_loss_cannot_take(self):
+        x, y = classification()
+
+        class Pair(nn.Sequential):
+            def forward(self, inputs):
+                return super().forward(inputs), None
+
+        for model, data, words in (
+            (Pair(network()), (x, y), "returns a tuple: let loss_fn choose from it"),
+            (network(), (x.float(), y), r"the model fails .* hold torch\.float32, the weights are"),
+            (network(), (x[:, :2], y), "the model fails on the first batch: mat1 and mat2"),
+            (network(), (x, y + 9), "the loss fails on the first batch: Target"),
+        ):
+            with pytest.raises(ValueError, match=words) as caught:
+                HessianOperator(model, cross_entropy, data)
+            assert caught.value.__cause__ is not None  # the traceback shows where
+
+    def test_ignored_labels(self):
+        x, y = classification()
+        y[:3] = -100
+        with pytest.raises(ValueError, match="reduction='sum' and divide by len"):
+            HessianOperator(network(), cross_entropy, (x, y))
+
+        def loss(outputs, targets):
+            return cross_entropy(outputs, targets, reduction="sum") / len(targets)
+
+        H = HessianOperator(network(), loss, (x, y), chunk_size=5)
+        kept = HessianOperator(network(), cross_entropy, (x[3:], y[3:]))
+        v = random_vector(43)
+        torch.testing.assert_close(H @ v, (kept @ v) * (len(y) - 3) / len(y))
+
+    def test_a_loader_that_drops_examples_is_named(self):
+        data = torch.utils.data.TensorDataset(*classification())
+        loader = torch.utils.data.DataLoader(data, batch_size=5, drop_last=True)
+        with pytest.warns(UserWarning, match="leaves out 3 examples each time"):
+            assert HessianOperator(network(), cross_entropy, loader).examples == 20
+
+    def test_batch_normalisation_without_running_statistics(self):
+        norm = nn.BatchNorm1d(4, track_running_stats=False)
+        model = nn.Sequential(norm, network()).double().eval()
+        with pytest.raises(ValueError, match="'0' keeps no running statistics"):
+            HessianOperator(model, cross_entropy, classification())
+        HessianOperator(model, cross_entropy, classification(), allow=["batchnorm"])
 
     def test_half_precision(self):
         with pytest.raises(ValueError, match=r"torch\.bfloat16: second derivatives need"):

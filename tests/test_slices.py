@@ -377,6 +377,10 @@ class TestPlaneThrough:
             plane_through(a, a, a)
         with pytest.raises(ValueError, match=r"one length, got \(5,\), \(4,\), \(5,\)"):
             plane_through(a, a[:4], b)
+        net = mlp((5, 4, 3), seed=0)
+        for call in (lambda: plane_through(a, b, net), lambda: line_through(net, net)):
+            with pytest.raises(TypeError, match=r"parameters_to_vector.*, got Sequential"):
+                call()
 
 
 class TestEvaluate:
@@ -497,6 +501,8 @@ class TestEvaluate:
         where = random_slice(model, 2, seed=0)
         with pytest.raises(ValueError, match="no function to evaluate"):
             evaluate_at(model, {}, data, [])
+        with pytest.raises(TypeError, match=r"dict of functions by name, .* got function"):
+            evaluate_at(model, cross_entropy, data, [])
         with pytest.raises(ValueError, match=r"expected weights of shape \(39,\), got \(3,\)"):
             evaluate_at(model, LOSS, data, [torch.zeros(3)], progress=False)
         with pytest.raises(ValueError, match="2 directions but 1 axes"):

@@ -92,7 +92,12 @@ def compare(a: str, b: str, out: Path | None, **options: Any) -> None:
 
     A and B are path/to/file.py:function as for assess, or files that assess --json wrote.
     """
-    _write(compare_assessments(_assessment(a, options), _assessment(b, options)), out)
+    sides = [_assessment(source, options) for source in (a, b)]
+    try:
+        found = compare_assessments(*sides)
+    except ValueError as error:
+        raise click.ClickException(f"{a} and {b}: {error}") from error
+    _write(found, out)
 
 
 def _write(found: Any, out: Path | None) -> None:
@@ -113,11 +118,17 @@ def _assessment(source: str, options: dict[str, Any]) -> Assessment:
     names = ("model", "loss_fn", "train_data", "val_data", "optimizer")
     if isinstance(given, tuple):
         given = dict(zip(names, given, strict=False))
-    if not isinstance(given, dict) or not {"model", "loss_fn", "train_data"} <= set(given):
+    if not isinstance(given, dict):
         raise click.ClickException(
             f"{source} must return a dict with model, loss_fn and train_data, "
             f"got {type(given).__name__}"
         )
+    for fault, wrong in (("lacks", set(names[:3]) - set(given)), ("has", set(given) - set(names))):
+        if wrong:
+            raise click.ClickException(
+                f"{source} returns a dict that {fault} {', '.join(sorted(map(str, wrong)))}: "
+                f"give {', '.join(names[:3])} and, where there are any, {' and '.join(names[3:])}"
+            )
     try:
         return assess_model(**given, **options)
     except (ValueError, TypeError) as error:
@@ -128,8 +139,10 @@ def _call(source: str) -> Any:
     """Execute a file and call one of its functions."""
     file, _, name = source.rpartition(":")
     path = Path(file)
-    if not file or not path.is_file():
+    if not file:
         raise click.ClickException(f"{source!r} does not name path/to/file.py:function")
+    if not path.is_file():
+        raise click.ClickException(f"there is no file {file}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise click.ClickException(f"{file} is no Python file")

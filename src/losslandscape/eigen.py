@@ -8,7 +8,7 @@ That residual is computed from a product with the returned vector, never taken f
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,11 +54,11 @@ class EigenResult:
     """
 
     values: Tensor  # (k,)
-    vectors: Tensor  # (D, k)
+    vectors: Tensor = field(repr=False)  # (D, k)
     residuals: Tensor  # (k,)
     products: int
     converged: Tensor  # (k,) bool
-    history: Tensor  # (m, 3)
+    history: Tensor = field(repr=False)  # (m, 3)
     kato_temple: Tensor  # (k,)
 
 
@@ -341,6 +341,8 @@ def lambda_max(
     group: Any = None,
 ) -> EigenResult:
     """The algebraically largest Hessian eigenvalue on all the data, coarse to fine.
+
+    For more than one, see :func:`top_eigenpairs`.
 
     1. A short Lanczos run on a random subsample gives approximate top eigenpairs.
     2. The leading one, blended with a random vector to which *every* example has contributed
@@ -750,6 +752,11 @@ def _start_vector(op: SymmetricMatrix, v0: Tensor | None, seed: int) -> Tensor:
 def _check_arguments(
     op: SymmetricMatrix, k: int, tol: float, max_products: int, *, least: int
 ) -> None:
+    if not hasattr(op, "shape") or not hasattr(op, "__matmul__"):
+        raise TypeError(
+            f"expected a symmetric matrix or an operator, got {type(op).__name__}: give "
+            "HessianOperator(model, loss_fn, data)"
+        )
     if isinstance(op, Tensor) and not op.is_floating_point():
         raise ValueError(f"the matrix must hold real floating numbers, got {op.dtype}")
     rows, columns = op.shape

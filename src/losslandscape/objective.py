@@ -6,12 +6,14 @@ checks live here: which weights, in which order; which examples, weighted how; w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from losslandscape.distributed import Ranks
 
@@ -20,6 +22,9 @@ Batch = tuple[Tensor, Tensor]
 
 # What makes the loss of an example depend on chance or on its batch, and may be asked for by name.
 ALLOWED = ("batchnorm", "dropout")
+
+# What a model or a loss raises when it is given what it cannot take.
+_SLIPS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
 
 # Two evaluations of one mean loss may differ by rounding only: this many units in the last place.
 _ROUNDING_UNITS = 1e3
@@ -45,6 +50,7 @@ class MeanLoss:
         dtype, device: Of the parameters.
 
     Raises:
+        TypeError: Arguments of another kind, or in another order.
         ValueError: Empty data, no parameters, a loss that is not a finite scalar mean over
             examples, an active dropout layer, batch normalisation in ``train`` mode.
         RankError: Another rank refused its shard, or has other weights.
@@ -67,8 +73,7 @@ class MeanLoss:
         for name in allow:
             if name not in ALLOWED:
                 raise ValueError(f"allow may name {' and '.join(ALLOWED)}, got {name!r}")
-        if isinstance(loss_fn, type):
-            raise TypeError(f"loss_fn is the class {loss_fn.__name__}: give an instance")
+        _check_order(model, loss_fn)
         self.model = model
         self.loss_fn = loss_fn
         self.params = select_parameters(model, params)
@@ -100,8 +105,30 @@ class MeanLoss:
         if self.batches:
             _refuse(self.model, self.allow)
             with untouched(self.model):
-                _check_mean_loss(self.of_batch, self.batches[0], self.allow)
+                try:
+                    _check_mean_loss(self.of_batch, self.batches[0], self.allow)
+                except _SLIPS as error:
+                    raise ValueError(self._why_it_fails(error)) from error
         return sum(len(targets) for _, targets in self.batches)
+
+    def _why_it_fails(self, error: Exception) -> str:
+        """What the user may have meant otherwise, when model or loss fail on the first batch."""
+        inputs, targets = (part.to(self.device) for part in self.batches[0])
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        kinds = {part.dtype for part in (inputs, targets) if part.is_floating_point()}
+        other = ", ".join(sorted(str(kind) for kind in kinds - {self.dtype}))
+        hint = f" (the data hold {other}, the weights are {self.dtype})" if other else ""
+        try:
+            with torch.no_grad():
+                outputs = self.model(inputs)
+        except Exception:
+            return f"the model fails on the first batch: {said}{hint}"
+        if not isinstance(outputs, Tensor):
+            hint = (
+                f" (the model returns a {type(outputs).__name__}: let loss_fn choose from it, as "
+                "in lambda outputs, targets: loss(outputs[0], targets))"
+            )
+        return f"the loss fails on the first batch: {said}{hint}"
 
     def of_batch(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of one batch, with its graph."""
@@ -273,6 +300,11 @@ def select_parameters(
     own = list(model.parameters())
     if params is None:
         chosen = [p for p in own if p.requires_grad]
+    elif isinstance(params, (nn.Module, str, Tensor)):
+        raise TypeError(
+            "params must be a list of parameters, such as list(layer.parameters()), "
+            f"got {type(params).__name__}"
+        )
     else:
         wanted = {id(p) for p in params}
         chosen = [p for p in own if id(p) in wanted]
@@ -281,7 +313,8 @@ def select_parameters(
         if any(not p.requires_grad for p in chosen):
             raise ValueError("params holds a parameter with requires_grad=False: turn it on first")
     if not chosen:
-        raise ValueError("no parameter to differentiate: every one has requires_grad=False")
+        why = "every one has requires_grad=False" if params is None else "params is empty"
+        raise ValueError(f"no parameter to differentiate: {why}")
     if chosen[0].dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"the parameters are {chosen[0].dtype}: second derivatives need model.float()"
@@ -299,6 +332,11 @@ def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
             return
     if isinstance(data, Tensor):
         raise ValueError("data must be a pair (X, y) or an iterable of such pairs, got one tensor")
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        raise ValueError("data is a data set of single examples: wrap it in a DataLoader")
+    if not isinstance(data, Iterable):
+        raise TypeError(f"data must be an iterable of pairs (X, y), got {type(data).__name__}")
+    _warn_of_dropped(data)
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], (tuple, list)):
         kinds = " and ".join(type(part).__name__ for part in data)
         raise ValueError(f"data must be a pair of tensors, got {kinds}: use torch.as_tensor")
@@ -317,6 +355,20 @@ def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
         yield (item[0], item[1])
 
 
+def _warn_of_dropped(data: object) -> None:
+    """Say that a loader leaves examples out: which ones, a shuffling loader draws anew."""
+    if not (isinstance(data, DataLoader) and data.drop_last and data.batch_size):
+        return
+    sampler = data.sampler
+    left_out = len(sampler) % data.batch_size if isinstance(sampler, Sized) else 0
+    if left_out:
+        warnings.warn(
+            f"the loader leaves out {left_out} examples each time (drop_last=True), so the mean is "
+            "over the others only",
+            stacklevel=2,
+        )
+
+
 def _split(batches: Iterable[Batch], chunk_size: int | None) -> Iterator[Batch]:
     """Cut batches into chunks of at most ``chunk_size`` examples; ``None`` leaves them whole."""
     for inputs, targets in batches:
@@ -330,18 +382,26 @@ def _split(batches: Iterable[Batch], chunk_size: int | None) -> Iterator[Batch]:
 def _refuse(model: nn.Module, allow: Collection[str]) -> None:
     """Refuse what makes the loss of an example depend on its batch or on chance."""
     for name, module in model.named_modules():
+        normalises = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if normalises and "batchnorm" not in allow:
+            depends = "so the loss of an example depends on its batch"
+            if module.training:
+                raise ValueError(
+                    f"batch normalisation '{name}' is in train mode, {depends}: call model.eval() "
+                    "first (HessianOperator can also take allow=['batchnorm'])"
+                )
+            if module.running_mean is None:
+                raise ValueError(
+                    f"batch normalisation '{name}' keeps no running statistics, {depends}: make a "
+                    "HessianOperator with allow=['batchnorm'] on batches of your choice"
+                )
         if not module.training:
             continue
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and "batchnorm" not in allow:
-            raise ValueError(
-                f"batch normalisation '{name}' is in train mode, so the loss of an example depends "
-                "on its batch: call model.eval() first, or pass allow=['batchnorm']"
-            )
         active = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         if active and "dropout" not in allow:
             raise ValueError(
-                f"dropout '{name}' is active (p = {module.p}): call model.eval() first, "
-                "or pass allow=['dropout'] for one fixed draw"
+                f"dropout '{name}' is active (p = {module.p}): call model.eval() first "
+                "(HessianOperator can also take allow=['dropout'], one fixed draw)"
             )
 
 
@@ -378,10 +438,32 @@ def _check_mean_loss(
         if len(targets) == 1:
             whole = batch_loss(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
         if abs(float(whole) - mean) > slack:
+            causes = (
+                "reduction='sum', class weights, ignored labels, targets of another shape than the "
+                "outputs?"
+            )
+            if not targets.is_floating_point() and bool((targets < 0).any()):
+                causes = (
+                    "labels below 0 are left out, so batches weigh differently: take "
+                    "reduction='sum' and divide by len(targets)"
+                )
             raise ValueError(
                 f"the loss of a batch is not the mean over its examples: {float(whole):.6g} for "
-                f"the batch, {mean:.6g} from its halves (reduction='sum', class weights, ignored "
-                "labels, targets of another shape than the outputs?)"
+                f"the batch, {mean:.6g} from its halves ({causes})"
+            )
+
+
+def _check_order(model: Any, loss_fn: Any) -> None:
+    """Refuse arguments in another order, and a class in place of an instance."""
+    if isinstance(loss_fn, type):
+        raise TypeError(f"loss_fn is the class {loss_fn.__name__}: give an instance")
+    for name, given, fits in (
+        ("model", model, isinstance(model, nn.Module)),
+        ("loss_fn", loss_fn, callable(loss_fn)),
+    ):
+        if not fits:
+            raise TypeError(
+                f"{name} cannot be a {type(given).__name__}: the order is model, loss_fn, data"
             )
 
 

@@ -148,21 +148,21 @@ class _MeanLossOperator(CurvatureOperator):
         recompute: Iterable[nn.Module] = (),
         group: Any = None,
     ) -> None:
+        objective = MeanLoss(
+            *(model, loss_fn, data),
+            params=params,
+            chunk_size=chunk_size,
+            allow=allow,
+            group=group,
+        )
+        if isinstance(recompute, nn.Module) and not isinstance(recompute, Iterable):
+            kind = type(recompute).__name__
+            raise TypeError(f"recompute must be a list of modules, got a {kind}")
         modules = list(recompute)
         inside = set(model.modules())
         if not all(module in inside for module in modules):
             raise ValueError("recompute holds what is not a module of this model")
-        self._begin(
-            MeanLoss(
-                *(model, loss_fn, data),
-                params=params,
-                chunk_size=chunk_size,
-                allow=allow,
-                group=group,
-            ),
-            memory_budget,
-            modules,
-        )
+        self._begin(objective, memory_budget, modules)
 
     def _begin(self, objective: MeanLoss, memory_budget: int, recompute: list[nn.Module]) -> None:
         if memory_budget < 0:
@@ -184,7 +184,8 @@ class _MeanLossOperator(CurvatureOperator):
         raise NotImplementedError
 
     def _aside(self) -> str:
-        return ", plain attention in place of the fused one" if self.replaced else ""
+        kernel = ", plain attention in place of the fused one" if self.replaced else ""
+        return f", mean over {self.examples:,} examples{kernel}"
 
     @property
     def examples(self) -> int:

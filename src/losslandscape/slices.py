@@ -249,6 +249,7 @@ def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Slice:
         >>> plane_through(*points).coordinates(points).tolist()
         [[0.0, 0.0], [2.0, 0.0], [1.0, 5.0]]
     """
+    _check_points(first, second, third)
     if not first.shape == second.shape == third.shape or first.ndim != 1:
         shapes = ", ".join(str(tuple(p.shape)) for p in (first, second, third))
         raise ValueError(f"expected three points of one length, got {shapes}")
@@ -265,8 +266,18 @@ def plane_through(first: Tensor, second: Tensor, third: Tensor) -> Slice:
     return Slice(first.detach(), torch.stack([one, two / height], dim=1))
 
 
+def _check_points(*points: Tensor) -> None:
+    for point in points:
+        if not isinstance(point, Tensor):
+            raise TypeError(
+                "expected weights as flat tensors, such as "
+                f"parameters_to_vector(model.parameters()), got {type(point).__name__}"
+            )
+
+
 def line_through(start: Tensor, end: Tensor) -> Slice:
     """The straight path: coordinate 0 is ``start``, coordinate 1 is ``end``."""
+    _check_points(start, end)
     return Slice(start.detach(), (end - start).detach()[:, None])
 
 
@@ -478,6 +489,11 @@ def evaluate_at(
     """
     if not functions:
         raise ValueError("no function to evaluate: give at least one, for instance a loss")
+    if not isinstance(functions, Mapping):
+        raise TypeError(
+            "functions must be a dict of functions by name, such as {'loss': loss_fn}, "
+            f"got {type(functions).__name__}"
+        )
     chosen = select_parameters(model, params)
     objective: MeanLoss | None = None
     for function in functions.values():  # each is checked; data that can be read once are read once

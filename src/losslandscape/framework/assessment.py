@@ -73,7 +73,8 @@ def assess(
 
     The caller's model, its mode, gradients, buffers and random state stay as they are: everything
     happens on copies in ``eval`` mode, so batch normalisation uses its running statistics, dropout
-    is off, and the polish trains with both so. Parameters that require no gradient stay fixed.
+    is off, and the polish trains with both so; only the stability ratio takes batch statistics, as
+    the optimiser did. Parameters that require no gradient stay fixed.
 
     Args:
         model: Any differentiable module. For networks whose rescalings are known (see
@@ -143,6 +144,7 @@ def assess(
             steps=plan.polish_steps,
             seed=seed,
             meter=meter,
+            whose="" if gate_model is own else " of the balanced network",
         )
         checks.append(index_check(examined, gate_model, limits, meter))
 
@@ -151,7 +153,10 @@ def assess(
             ("lambda_max", "lambda_min"), both_ends(examined, own, meter), strict=True
         ):
             measures[name] = eigen_measure(name, examined, own, pair, None, meter)
-        stability = stability_of(model, own, optimizer, examined, limits, meter)
+        stability = stability_of(
+            *(model, own, optimizer, examined, limits, meter),
+            batch=max(len(targets) for _, targets in whole.batches),
+        )
         measures["trace"] = probed(examined, own, None, probes, seed, meter)["trace"]
         relative, note = relative_measures(examined, own, probes, seed, meter)
         measures |= relative

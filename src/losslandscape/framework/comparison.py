@@ -47,7 +47,7 @@ def compare(
     if len({run.data_digest for run in everyone}) > 1:
         raise ValueError(
             "the networks were measured on different data: assess both with the same train_data, "
-            "hessian_examples and seed"
+            "hessian_examples and seed (a loader that shuffles gives another order each time)"
         )
     if len({_shape(run) for run in everyone}) > 1:
         raise ValueError("the networks were measured with different probes: assess both with one")

@@ -112,7 +112,9 @@ class Meter:
     def __enter__(self) -> Meter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is None:  # fewer products than expected are a full bar too
+            self._bar.total = self.products
         self._bar.close()
 
 

@@ -64,7 +64,7 @@ class Measure:
     high: float
     invariant: str
     residual: float | None = None
-    samples: Tensor | None = field(default=None, repr=False)
+    samples: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
@@ -229,8 +229,12 @@ def _read(kind: Any, found: Any) -> Any:
     """
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
-        if not isinstance(found, Mapping) or set(found) != set(hints):
-            raise TypeError(f"a {kind.__name__} has {', '.join(hints)}")
+        what = f"{'an' if kind.__name__[0] in 'AO' else 'a'} {kind.__name__}"
+        if not isinstance(found, Mapping):
+            raise TypeError(f"expected a dict of {what}, got {type(found).__name__}")
+        for fault, names in (("lacks", set(hints) - set(found)), ("has", set(found) - set(hints))):
+            if names:
+                raise TypeError(f"{what} that {fault} {', '.join(sorted(names))}")
         return kind(**{name: _read(hint, found[name]) for name, hint in hints.items()})
     if kind is Tensor:
         table = torch.tensor(found, dtype=torch.float64)

@@ -73,6 +73,7 @@ def polish_checks(
     steps: int,
     seed: int,
     meter: Meter,
+    whose: str = "",
 ) -> list[Check]:
     """Train a copy on: what the loss gains, and what it does to ``lambda_max``."""
     meter.say("polish")
@@ -100,7 +101,7 @@ def polish_checks(
     else:
         change = 0.0 if before == later else math.inf
     settled = change <= limits.log_ratio
-    text = f"lambda_max goes from {before:.4g} to {later:.4g} in the polish"
+    text = f"lambda_max{whose} goes from {before:.4g} to {later:.4g} in the polish"
     return [*checks, Check("sharpness settled", settled, change, limits.log_ratio, text)]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from losslandscape.framework.findings import Stability, Thresholds
 from losslandscape.framework.hessian_set import HessianSet
 from losslandscape.framework.measures import COARSE, top_eigenpair
 from losslandscape.objective import select_parameters
-from losslandscape.operators import ScaledOperator
+from losslandscape.operators import HessianOperator, ScaledOperator
 from losslandscape.sgd_noise import stability_limit
 
 
@@ -30,16 +32,24 @@ def stability_of(
     examined: HessianSet,
     limits: Thresholds,
     meter: Meter,
+    batch: int,
 ) -> Stability:
-    """The largest eigenvalue of ``S H S`` over its limit, ``S^2`` being the step per gradient."""
+    """The largest eigenvalue of ``S H S`` over its limit, ``S^2`` being the step per gradient.
+
+    ``H`` is that of the function which the optimiser saw: with batch normalisation, of statistics
+    over ``batch`` examples.
+    In ``eval`` mode a bias before the normalisation has curvature, in training it has none and
+    Adam's second moment of it is rounding error: their ratio would say nothing.
+    """
     if optimizer is None:
         return Stability(None, "no optimiser given, so no stability ratio")
     try:
         scale, limit = _step_scale(model, optimizer)
+        hessian, aside = _as_trained(own, examined, batch)
     except ValueError as error:
         return Stability(None, str(error))
     meter.say("stability")
-    top = top_eigenpair(ScaledOperator(examined.hessian(own), scale), meter, tol=COARSE)
+    top = top_eigenpair(ScaledOperator(hessian, scale), meter, tol=COARSE)
     ratio = float(top.values[0]) / limit
     if ratio < limits.free:
         words = "far below: the learning rate does not bind"
@@ -47,7 +57,25 @@ def stability_of(
         words = "below the edge"
     else:
         words = "at the edge: the learning rate limits the curvature"
-    return Stability(ratio, f"curvature is {ratio:.3g} of the stability limit, {words}")
+    return Stability(ratio, f"curvature is {ratio:.3g} of the stability limit{aside}, {words}")
+
+
+def _as_trained(own: nn.Module, examined: HessianSet, batch: int) -> tuple[HessianOperator, str]:
+    """The Hessian with batch statistics where there is batch normalisation, and a word on it."""
+    normalising = [
+        name for name, m in own.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
+    if not normalising:
+        return examined.hessian(own), ""
+    trained = copy.deepcopy(own)
+    for name in normalising:
+        trained.get_submodule(name).train()
+    count = math.ceil(len(examined.data[1]) / batch)
+    inputs, targets = (part.tensor_split(count) for part in examined.data)
+    op = HessianOperator(
+        trained, examined.loss_fn, list(zip(inputs, targets, strict=True)), allow=["batchnorm"]
+    )
+    return op, f" (with batch statistics over {len(targets[0])} examples, as in training)"
 
 
 def _step_scale(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensor, float]:
