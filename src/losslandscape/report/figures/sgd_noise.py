@@ -133,7 +133,7 @@ def occupancy(
     places, curves = potentials
     for (name, curve), look in zip(curves.items(), ORDERS, strict=False):
         upper.plot(places, curve, color=look["color"], linestyle=look["linestyle"], label=name)
-    upper.set(xlabel=r"$x$", ylabel=r"$V(x) / T$")
+    upper.set(xlabel=r"$w$", ylabel=r"$V(w) / T$")
     upper.legend(loc="upper center", fontsize=9, frameon=False)
     for (name, (steps, shares)), look in zip(histories.items(), ORDERS, strict=True):
         for half in range(2):
