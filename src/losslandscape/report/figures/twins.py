@@ -95,6 +95,6 @@ def power_steps(seconds: Sequence[float], angle: float, steps: int) -> Figure:
         told = f"eigenvalues 1, {second:g}\nquotient {quotient:.2f}\nresidual {residual:.2f}"
         axis.set(aspect="equal", xlabel=told.replace("-", "\N{MINUS SIGN}"))
         axis.grid(False)
-    axes[0, 0].set_ylabel("along $v_2$")
+    axes[0, 0].set_ylabel("along the second eigenvector")
     legend_above(figure, axes[0, 0])
     return figure
