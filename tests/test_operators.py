@@ -774,6 +774,16 @@ class TestRefusals:
         v = random_vector(43)
         torch.testing.assert_close(H @ v, (kept @ v) * (len(y) - 3) / len(y))
 
+    def test_ignored_labels_are_seen_wherever_they_are(self):
+        x, y = classification(64)
+        balanced = y.clone()
+        balanced[[3, 40]] = -100  # one in each half
+        late = y.clone()
+        late[60] = -100  # in the last chunk
+        for labels, size in ((balanced, 64), (late, 32)):
+            with pytest.raises(ValueError, match="reduction='sum' and divide by len"):
+                HessianOperator(network(), cross_entropy, (x, labels), chunk_size=size)
+
     def test_a_loader_that_drops_examples_is_named(self):
         data = torch.utils.data.TensorDataset(*classification())
         loader = torch.utils.data.DataLoader(data, batch_size=5, drop_last=True)

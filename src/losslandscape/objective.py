@@ -6,6 +6,7 @@ checks live here: which weights, in which order; which examples, weighted how; w
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -105,8 +106,10 @@ class MeanLoss:
         if self.batches:
             _refuse(self.model, self.allow)
             with untouched(self.model):
+                # Labels below 0 often are those that a loss leaves out: these show what it does.
+                first = next((b for b in self.batches if _marks(b[1])), self.batches[0])
                 try:
-                    _check_mean_loss(self.of_batch, self.batches[0], self.allow)
+                    _check_mean_loss(self.of_batch, first, self.allow)
                 except _SLIPS as error:
                     raise ValueError(self._why_it_fails(error)) from error
         return sum(len(targets) for _, targets in self.batches)
@@ -420,7 +423,7 @@ def _check_mean_loss(
             )
         slack = _ROUNDING_UNITS * torch.finfo(whole.dtype).eps * max(1.0, abs(float(whole)))
         if "dropout" in allow:
-            return  # the halves of a batch would draw other masks
+            return  # the parts of a batch would draw other masks
         again = batch_loss(inputs, targets)
         if abs(float(whole - again)) > slack:
             raise ValueError(
@@ -428,11 +431,14 @@ def _check_mean_loss(
                 "layers off with model.eval()"
             )
         if "batchnorm" in allow:
-            return  # the halves of a batch have other statistics
-        half = max(1, len(targets) // 2)
-        # One example is its own two halves: a mean keeps its value, a sum doubles.
-        rest = slice(half, None) if len(targets) > 1 else slice(0, 1)
-        parts = [(inputs[:half], targets[:half]), (inputs[rest], targets[rest])]
+            return  # the parts of a batch have other statistics
+        size = len(targets)
+        # Two parts whose sizes share no divisor: with halves, labels that a loss leaves out would
+        # at times be as many in both.
+        cut = next((k for k in range(size // 2, 0, -1) if math.gcd(k, size) == 1), 1)
+        # One example is its own two parts: a mean keeps its value, a sum doubles.
+        rest = slice(cut, None) if size > 1 else slice(0, 1)
+        parts = [(inputs[:cut], targets[:cut]), (inputs[rest], targets[rest])]
         count = sum(len(part) for _, part in parts)
         mean = sum(float(batch_loss(x, y)) * len(y) / count for x, y in parts)
         if len(targets) == 1:
@@ -442,15 +448,20 @@ def _check_mean_loss(
                 "reduction='sum', class weights, ignored labels, targets of another shape than the "
                 "outputs?"
             )
-            if not targets.is_floating_point() and bool((targets < 0).any()):
+            if _marks(targets):
                 causes = (
                     "labels below 0 are left out, so batches weigh differently: take "
                     "reduction='sum' and divide by len(targets)"
                 )
             raise ValueError(
                 f"the loss of a batch is not the mean over its examples: {float(whole):.6g} for "
-                f"the batch, {mean:.6g} from its halves ({causes})"
+                f"the batch, {mean:.6g} from two parts of it ({causes})"
             )
+
+
+def _marks(targets: Tensor) -> bool:
+    """Whether integer targets hold numbers below 0, which are no classes."""
+    return not (targets.is_floating_point() or targets.is_complex()) and bool((targets < 0).any())
 
 
 def _check_order(model: Any, loss_fn: Any) -> None:
