@@ -424,12 +424,12 @@ class TestKeptGraphs:
 
     def test_an_interrupt_leaves_the_model_and_the_operator_intact(self):
         x, y = classification()
-        calls = 0
+        calls = -1000
 
         def loss(outputs, targets):
             nonlocal calls
             calls += 1
-            if calls == 8:
+            if calls == 3:
                 raise KeyboardInterrupt
             return cross_entropy(outputs, targets)
 
@@ -438,6 +438,7 @@ class TestKeptGraphs:
         random_state = torch.get_rng_state()
         H = HessianOperator(model, loss, (x, y), chunk_size=4)
         v = random_vector(H.shape[0])
+        calls = 0  # the product is broken off in its third chunk
         with pytest.raises(KeyboardInterrupt):
             _ = H @ v
         assert torch.equal(torch.get_rng_state(), random_state)
@@ -783,6 +784,21 @@ class TestRefusals:
         for labels, size in ((balanced, 64), (late, 32)):
             with pytest.raises(ValueError, match="reduction='sum' and divide by len"):
                 HessianOperator(network(), cross_entropy, (x, labels), chunk_size=size)
+
+    def test_a_sum_is_seen_where_the_network_is_right(self):
+        x = torch.eye(4, dtype=torch.float64).repeat(3, 1)
+        y = torch.arange(4).repeat(3)
+        model = nn.Linear(4, 4, bias=False).double()
+        model.weight.data = 100 * torch.eye(4).double()  # the loss underflows to 0
+
+        def total(outputs, targets):
+            return cross_entropy(outputs, targets, reduction="sum")
+
+        assert total(model(x), y) == 0
+        for allow in ((), ["batchnorm"], ["dropout"]):
+            with pytest.raises(ValueError, match="not the mean over its examples"):
+                HessianOperator(model, total, (x, y), allow=allow)
+            HessianOperator(model, cross_entropy, (x, y), allow=allow)
 
     def test_a_loader_that_drops_examples_is_named(self):
         data = torch.utils.data.TensorDataset(*classification())

@@ -29,6 +29,8 @@ _SLIPS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
 
 # Two evaluations of one mean loss may differ by rounding only: this many units in the last place.
 _ROUNDING_UNITS = 1e3
+# So may two evaluations of a loss of the same outputs.
+_LOSS_UNITS = 1e2
 
 
 class MeanLoss:
@@ -109,14 +111,14 @@ class MeanLoss:
                 # Labels below 0 often are those that a loss leaves out: these show what it does.
                 first = next((b for b in self.batches if _marks(b[1])), self.batches[0])
                 try:
-                    _check_mean_loss(self.of_batch, first, self.allow)
+                    _check_mean_loss(self.model, self.loss_fn, self._here(first), self.allow)
                 except _SLIPS as error:
                     raise ValueError(self._why_it_fails(error)) from error
         return sum(len(targets) for _, targets in self.batches)
 
     def _why_it_fails(self, error: Exception) -> str:
         """What the user may have meant otherwise, when model or loss fail on the first batch."""
-        inputs, targets = (part.to(self.device) for part in self.batches[0])
+        inputs, targets = self._here(self.batches[0])
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         kinds = {part.dtype for part in (inputs, targets) if part.is_floating_point()}
         other = ", ".join(sorted(str(kind) for kind in kinds - {self.dtype}))
@@ -132,6 +134,10 @@ class MeanLoss:
                 "in lambda outputs, targets: loss(outputs[0], targets))"
             )
         return f"the loss fails on the first batch: {said}{hint}"
+
+    def _here(self, batch: Batch) -> Batch:
+        """The batch on the device of the parameters."""
+        return batch[0].to(self.device), batch[1].to(self.device)
 
     def of_batch(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of one batch, with its graph."""
@@ -409,54 +415,72 @@ def _refuse(model: nn.Module, allow: Collection[str]) -> None:
 
 
 def _check_mean_loss(
-    batch_loss: Callable[[Tensor, Tensor], Tensor], batch: Batch, allow: Collection[str]
+    model: nn.Module, loss_fn: LossFunction, batch: Batch, allow: Collection[str]
 ) -> None:
     """Refuse a loss that is no finite, repeatable scalar mean over the examples of a batch."""
     inputs, targets = batch
+
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        return loss_fn(model(inputs), targets)
+
     with torch.no_grad():
-        whole = batch_loss(inputs, targets)
+        outputs = model(inputs)
+        whole = loss_fn(outputs, targets)
         if not isinstance(whole, Tensor) or whole.numel() != 1:
             raise ValueError("loss_fn must return a scalar: use reduction='mean'")
         if not torch.isfinite(whole):
             raise ValueError(
                 f"the loss is {whole.item()} on the first batch: check data and weights"
             )
-        slack = _ROUNDING_UNITS * torch.finfo(whole.dtype).eps * max(1.0, abs(float(whole)))
-        if "dropout" in allow:
-            return  # the parts of a batch would draw other masks
-        again = batch_loss(inputs, targets)
-        if abs(float(whole - again)) > slack:
+        eps = torch.finfo(whole.dtype).eps
+        slack = _ROUNDING_UNITS * eps * max(1.0, abs(float(whole)))
+        # With dropout the parts of a batch would draw other masks; with batch statistics they have
+        # other statistics.
+        if "dropout" not in allow and abs(float(whole - loss_of(inputs, targets))) > slack:
             raise ValueError(
                 "two passes over one batch give different losses: turn dropout and other random "
                 "layers off with model.eval()"
             )
-        if "batchnorm" in allow:
-            return  # the parts of a batch have other statistics
-        size = len(targets)
-        # Two parts whose sizes share no divisor: with halves, labels that a loss leaves out would
-        # at times be as many in both.
-        cut = next((k for k in range(size // 2, 0, -1) if math.gcd(k, size) == 1), 1)
-        # One example is its own two parts: a mean keeps its value, a sum doubles.
-        rest = slice(cut, None) if size > 1 else slice(0, 1)
-        parts = [(inputs[:cut], targets[:cut]), (inputs[rest], targets[rest])]
-        count = sum(len(part) for _, part in parts)
-        mean = sum(float(batch_loss(x, y)) * len(y) / count for x, y in parts)
-        if len(targets) == 1:
-            whole = batch_loss(torch.cat([inputs, inputs]), torch.cat([targets, targets]))
-        if abs(float(whole) - mean) > slack:
+        if not allow:
+            _compare_parts(loss_of, inputs, targets, float(whole), slack)
+        # The loss alone, with outputs that belong to other examples: there it is large, and no
+        # rounding of the network hides a wrong weight.
+        if isinstance(outputs, Tensor) and outputs.shape[:1] == targets.shape[:1]:
+            others = outputs.roll(1, dims=0)
+            large = float(loss_fn(others, targets))
+            _compare_parts(loss_fn, others, targets, large, _LOSS_UNITS * eps * abs(large))
+
+
+def _compare_parts(
+    loss_of: Callable[[Tensor, Tensor], Tensor],
+    inputs: Tensor,
+    targets: Tensor,
+    whole: float,
+    slack: float,
+) -> None:
+    """Refuse a loss of a batch, ``whole``, that is not the mean of those of two parts."""
+    size = len(targets)
+    # Sizes without a common divisor: two halves may hold equally many labels that are left out.
+    cut = next((k for k in range(size // 2, 0, -1) if math.gcd(k, size) == 1), 1)
+    if size == 1:  # one example is its own two parts: a mean keeps its value, a sum doubles
+        inputs, targets = torch.cat([inputs, inputs]), torch.cat([targets, targets])
+        whole = float(loss_of(inputs, targets))
+    parts = [(inputs[:cut], targets[:cut]), (inputs[cut:], targets[cut:])]
+    mean = sum(float(loss_of(x, y)) * len(y) / len(targets) for x, y in parts)
+    if abs(whole - mean) > slack:
+        causes = (
+            "reduction='sum', class weights, ignored labels, targets of another shape than the "
+            "outputs?"
+        )
+        if _marks(targets):
             causes = (
-                "reduction='sum', class weights, ignored labels, targets of another shape than the "
-                "outputs?"
+                "labels below 0 are left out, so batches weigh differently: take reduction='sum' "
+                "and divide by len(targets)"
             )
-            if _marks(targets):
-                causes = (
-                    "labels below 0 are left out, so batches weigh differently: take "
-                    "reduction='sum' and divide by len(targets)"
-                )
-            raise ValueError(
-                f"the loss of a batch is not the mean over its examples: {float(whole):.6g} for "
-                f"the batch, {mean:.6g} from two parts of it ({causes})"
-            )
+        raise ValueError(
+            f"the loss of a batch is not the mean over its examples: {whole:.6g} for the batch, "
+            f"{mean:.6g} from two parts of it ({causes})"
+        )
 
 
 def _marks(targets: Tensor) -> bool:
