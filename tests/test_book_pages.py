@@ -402,6 +402,7 @@ def test_no_definition_leaves_a_phone_s_screen(browser):
     tab = _new_tab(browser)
     tab.set_viewport_size(PHONE)
     tab.goto((HTML / "notebooks/03_power_iteration.html").as_uri(), wait_until="load")
+    tab.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
     for hint in tab.locator(".hint").all():
         hint.get_by_role("link").focus()
         box = hint.get_by_role("tooltip").bounding_box()
