@@ -186,6 +186,7 @@ def test_batch_statistics_of_a_single_example_give_no_ratio():
     data = (normal(1, 2), normal(1, 2, seed=1))
     found = ll.assess(model, mse_loss, data, optimizer=optimizer, **QUICK)
     assert found.stability.ratio is None
+    assert "more than 1 value per channel" in found.stability.text
 
 
 def test_optimisers_without_a_known_limit_say_so():
@@ -613,6 +614,12 @@ def misnamed():
 def too_much():
     return {**fitted(), "extra": 1}
 
+def with_options():
+    return {**fitted(), "probes": 3, "rescalings": 0}
+
+def six():
+    return (*as_tuple(), None, None, None)
+
 def fewer():
     return {**fitted(), "train_data": (X[:3], y[:3])}
 
@@ -629,6 +636,8 @@ def test_the_shell(tmp_path):
     assert done.exit_code == 0, done.output
     assert "verdict: comparable" in done.output
     assert json.loads(out.read_text())["verdict"] == "comparable"
+    done = run(main, ["assess", f"{file}:with_options"])
+    assert done.exit_code == 0, done.output
     done = run(main, ["compare", f"{file}:as_tuple", str(out)])
     assert done.exit_code == 0, done.output
     assert "verdict: undecided" in done.output
@@ -636,8 +645,9 @@ def test_the_shell(tmp_path):
         f"{file}:wrong": "must return a dict with model, loss_fn and train_data, got int",
         f"{file}:missing": "has no function 'missing'",
         f"{file}:bad_loss": "not the mean over its examples",
-        f"{file}:misnamed": "returns a dict that lacks loss_fn, train_data: give model, loss_fn",
-        f"{file}:too_much": "returns a dict that has extra: give model, loss_fn, train_data and",
+        f"{file}:misnamed": "returns lacks loss_fn, train_data: give model, loss_fn",
+        f"{file}:too_much": "returns has extra: give model, loss_fn, train_data and",
+        f"{file}:six": "returns 6 things: give model, loss_fn",
         "nowhere.py:f": "there is no file nowhere.py",
         str(file): "does not name path/to/file.py:function",
     }.items():

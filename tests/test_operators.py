@@ -2,6 +2,7 @@
 
 import gc
 import resource
+import warnings
 import weakref
 from itertools import pairwise
 from pathlib import Path
@@ -805,6 +806,10 @@ class TestRefusals:
         loader = torch.utils.data.DataLoader(data, batch_size=5, drop_last=True)
         with pytest.warns(UserWarning, match="leaves out 3 examples each time"):
             assert HessianOperator(network(), cross_entropy, loader).examples == 20
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # 23 examples in one batch: nothing is left out
+            whole = torch.utils.data.DataLoader(data, batch_size=23, drop_last=True)
+            assert HessianOperator(network(), cross_entropy, whole).examples == 23
 
     def test_batch_normalisation_without_running_statistics(self):
         norm = nn.BatchNorm1d(4, track_running_stats=False)

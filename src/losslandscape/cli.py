@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import sys
 import time
@@ -116,6 +117,8 @@ def _assessment(source: str, options: dict[str, Any]) -> Assessment:
             raise click.ClickException(f"{source}: {error}") from error
     given = _call(source)
     names = ("model", "loss_fn", "train_data", "val_data", "optimizer")
+    if isinstance(given, tuple) and len(given) > len(names):
+        raise click.ClickException(f"{source} returns {len(given)} things: give {', '.join(names)}")
     if isinstance(given, tuple):
         given = dict(zip(names, given, strict=False))
     if not isinstance(given, dict):
@@ -123,10 +126,11 @@ def _assessment(source: str, options: dict[str, Any]) -> Assessment:
             f"{source} must return a dict with model, loss_fn and train_data, "
             f"got {type(given).__name__}"
         )
-    for fault, wrong in (("lacks", set(names[:3]) - set(given)), ("has", set(given) - set(names))):
+    known = set(inspect.signature(assess_model).parameters)
+    for fault, wrong in (("lacks", set(names[:3]) - set(given)), ("has", set(given) - known)):
         if wrong:
             raise click.ClickException(
-                f"{source} returns a dict that {fault} {', '.join(sorted(map(str, wrong)))}: "
+                f"what {source} returns {fault} {', '.join(sorted(map(str, wrong)))}: "
                 f"give {', '.join(names[:3])} and, where there are any, {' and '.join(names[3:])}"
             )
     try:
