@@ -163,7 +163,7 @@ def test_a_bias_that_batch_statistics_cancel_does_not_make_the_ratio():
     assert optimizer.state[model[0].bias]["exp_avg_sq"].max() < 1e-25  # rounding of zero
     found = ll.assess(model, mse_loss, (X, y), optimizer=optimizer, **QUICK)
     assert model.training
-    assert "batch statistics over 60 examples" in found.stability.text
+    assert "with the statistics of batches of 60" in found.stability.text
 
     # By hand: S H S of the function that was trained, without the bias, which has no curvature.
     steps = []
@@ -178,6 +178,67 @@ def test_a_bias_that_batch_statistics_cancel_does_not_make_the_ratio():
     top = float(torch.linalg.eigvalsh(scale[:, None] * H * scale)[-1])
     assert found.stability.ratio == pytest.approx(top / (2 * 1.9 / 0.1), rel=1e-2)
     assert found.stability.ratio < 1
+
+
+def normalised(*, seed=0):
+    layers = [nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)]
+    model = seeded(lambda: nn.Sequential(*layers), seed)
+    with torch.no_grad():
+        model.train()(3 * normal(61, 3) + 1)  # running statistics unlike those of the data
+    return model.eval()
+
+
+def test_batches_for_the_statistics_hold_more_than_one_example():
+    data = (normal(61, 3), normal(61, 1, seed=1))
+    loader = DataLoader(TensorDataset(*data), batch_size=2)
+    model = normalised()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = ll.assess(model, mse_loss, loader, optimizer=optimizer, **QUICK)
+    assert "with the statistics of batches of 3" in found.stability.text  # 61 in 30 batches
+
+    # By hand, on the order that the assessment measures on: 30 batches, one of 3 first.
+    subset = subset_of(data, 61, seed=0)
+    parts = list(zip(*(part.tensor_split(30) for part in subset), strict=True))
+    assert {len(y) for _, y in parts} == {2, 3}
+    H = HessianOperator(model.train(), mse_loss, parts, allow=["batchnorm"])
+    top = float(torch.linalg.eigvalsh(H @ torch.eye(H.shape[0]).double())[-1])
+    assert found.stability.ratio == pytest.approx(top / 20, rel=1e-2)
+
+
+def test_batches_of_a_loader_stay_whole_for_the_statistics():
+    data = TensorDataset(normal(60, 3), normal(60, 1, seed=1))
+    model = normalised()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loader = DataLoader(data, batch_size=30)
+    found = ll.assess(model, mse_loss, loader, optimizer=optimizer, **QUICK | {"chunk_size": 8})
+    assert "with the statistics of batches of 30" in found.stability.text
+
+
+@pytest.mark.parametrize("how", ["modes", "affine"])
+def test_a_fixed_batch_normalisation_stays_fixed(how):
+    data = (normal(60, 3), normal(60, 1, seed=1))
+    model = normalised()
+    if how == "modes":
+        model.train()
+        model[1].eval()
+    else:
+        model[1].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    found = ll.assess(model, mse_loss, data, optimizer=optimizer, **QUICK)
+    assert "statistics" not in found.stability.text
+    H = HessianOperator(model.eval(), mse_loss, data)
+    top = float(torch.linalg.eigvalsh(H @ torch.eye(H.shape[0]).double())[-1])
+    assert found.stability.ratio == pytest.approx(top / 20, rel=1e-2)
+
+
+def test_synchronised_statistics_are_not_waited_for(monkeypatch):
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(normalised())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = (normal(60, 3), normal(60, 1, seed=1))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    found = ll.assess(model, mse_loss, data, optimizer=optimizer, **QUICK)
+    assert found.stability.ratio is None
+    assert "'1' would wait for the statistics of other processes" in found.stability.text
 
 
 def test_batch_statistics_of_a_single_example_give_no_ratio():

@@ -703,10 +703,13 @@ class TestRefusals:
 
     def test_nan_in_a_later_chunk(self):
         x, y = classification()
-        x[-1, 0] = float("nan")
+        x[-2, 0] = float("nan")  # not among the five on which the loss is tried
         H = HessianOperator(network(), cross_entropy, (x, y), chunk_size=5)
         with pytest.raises(ValueError, match="inputs of chunk 4 hold NaN"):
             _ = H @ random_vector(43)
+        x[-1, 0] = float("nan")
+        with pytest.raises(ValueError, match=r"the loss is nan: the inputs .* hold NaN"):
+            HessianOperator(network(), cross_entropy, (x, y), chunk_size=5)
 
     def test_what_is_no_batch(self):
         x, y = classification()
@@ -737,9 +740,13 @@ class TestRefusals:
         ):
             with pytest.raises(TypeError, match=words):
                 HessianOperator(*arguments)
-        for params in (model[1], "1.weight", model[1].weight):
+        named = nn.ParameterDict({"weight": model[1].weight})
+        for params in (model[1], "1.weight", model[1].weight, named, 3, model):
             with pytest.raises(TypeError, match=r"such as list\(layer\.parameters"):
                 HessianOperator(model, cross_entropy, (x, y), params=params)
+        some = nn.ParameterList([model[1].weight])
+        H = HessianOperator(model, cross_entropy, (x, y), params=some)
+        assert H.shape[0] == model[1].weight.numel()
         with pytest.raises(ValueError, match="no parameter to differentiate: params is empty"):
             HessianOperator(model, cross_entropy, (x, y), params=[])
         with pytest.raises(TypeError, match="recompute must be a list of modules, got a Linear"):
@@ -755,8 +762,8 @@ class TestRefusals:
         for model, data, words in (
             (Pair(network()), (x, y), "returns a tuple: let loss_fn choose from it"),
             (network(), (x.float(), y), r"the model fails .* hold torch\.float32, the weights are"),
-            (network(), (x[:, :2], y), "the model fails on the first batch: mat1 and mat2"),
-            (network(), (x, y + 9), "the loss fails on the first batch: Target"),
+            (network(), (x[:, :2], y), "the model fails on a batch of 23: mat1 and mat2"),
+            (network(), (x, y + 9), "the loss fails on a batch of 23: IndexError: Target"),
         ):
             with pytest.raises(ValueError, match=words) as caught:
                 HessianOperator(model, cross_entropy, data)
@@ -804,8 +811,11 @@ class TestRefusals:
     def test_a_loader_that_drops_examples_is_named(self):
         data = torch.utils.data.TensorDataset(*classification())
         loader = torch.utils.data.DataLoader(data, batch_size=5, drop_last=True)
-        with pytest.warns(UserWarning, match="leaves out 3 examples each time"):
-            assert HessianOperator(network(), cross_entropy, loader).examples == 20
+        cut = torch.utils.data.BatchSampler(range(23), batch_size=5, drop_last=True)
+        for source in (loader, torch.utils.data.DataLoader(data, batch_sampler=cut)):
+            with pytest.warns(UserWarning, match="leaves out 3 examples each time") as caught:
+                assert HessianOperator(network(), cross_entropy, source).examples == 20
+            assert caught[0].filename == __file__  # the user's line, not one of the package
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # 23 examples in one batch: nothing is left out
             whole = torch.utils.data.DataLoader(data, batch_size=23, drop_last=True)

@@ -34,7 +34,7 @@ class SymmetricMatrix(Protocol):
     def __matmul__(self, other: Tensor, /) -> Tensor: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EigenResult:
     """Eigenpairs with their certificates.
 
@@ -757,6 +757,8 @@ def _check_arguments(
             f"expected a symmetric matrix or an operator, got {type(op).__name__}: give "
             "HessianOperator(model, loss_fn, data)"
         )
+    if isinstance(op, np.ndarray):
+        raise TypeError("expected a torch tensor or an operator, got ndarray: use torch.as_tensor")
     if isinstance(op, Tensor) and not op.is_floating_point():
         raise ValueError(f"the matrix must hold real floating numbers, got {op.dtype}")
     rows, columns = op.shape

@@ -6,7 +6,7 @@ checks live here: which weights, in which order; which examples, weighted how; w
 
 from __future__ import annotations
 
-import math
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -14,23 +14,16 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from losslandscape.distributed import Ranks
+from losslandscape.mean_check import check_mean_loss, marked
 
 LossFunction = Callable[[Any, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
 
 # What makes the loss of an example depend on chance or on its batch, and may be asked for by name.
 ALLOWED = ("batchnorm", "dropout")
-
-# What a model or a loss raises when it is given what it cannot take.
-_SLIPS = (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
-
-# Two evaluations of one mean loss may differ by rounding only: this many units in the last place.
-_ROUNDING_UNITS = 1e3
-# So may two evaluations of a loss of the same outputs.
-_LOSS_UNITS = 1e2
 
 
 class MeanLoss:
@@ -107,37 +100,12 @@ class MeanLoss:
             self.batches = [batch for batch in _split(_as_batches(data), size) if len(batch[1])]
         if self.batches:
             _refuse(self.model, self.allow)
+            inputs, targets = _trial(self.batches, max(2, self.chunk_size), self.device)
             with untouched(self.model):
-                # Labels below 0 often are those that a loss leaves out: these show what it does.
-                first = next((b for b in self.batches if _marks(b[1])), self.batches[0])
-                try:
-                    _check_mean_loss(self.model, self.loss_fn, self._here(first), self.allow)
-                except _SLIPS as error:
-                    raise ValueError(self._why_it_fails(error)) from error
+                check_mean_loss(
+                    self.model, self.loss_fn, inputs, targets, dtype=self.dtype, allow=self.allow
+                )
         return sum(len(targets) for _, targets in self.batches)
-
-    def _why_it_fails(self, error: Exception) -> str:
-        """What the user may have meant otherwise, when model or loss fail on the first batch."""
-        inputs, targets = self._here(self.batches[0])
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        kinds = {part.dtype for part in (inputs, targets) if part.is_floating_point()}
-        other = ", ".join(sorted(str(kind) for kind in kinds - {self.dtype}))
-        hint = f" (the data hold {other}, the weights are {self.dtype})" if other else ""
-        try:
-            with torch.no_grad():
-                outputs = self.model(inputs)
-        except Exception:
-            return f"the model fails on the first batch: {said}{hint}"
-        if not isinstance(outputs, Tensor):
-            hint = (
-                f" (the model returns a {type(outputs).__name__}: let loss_fn choose from it, as "
-                "in lambda outputs, targets: loss(outputs[0], targets))"
-            )
-        return f"the loss fails on the first batch: {said}{hint}"
-
-    def _here(self, batch: Batch) -> Batch:
-        """The batch on the device of the parameters."""
-        return batch[0].to(self.device), batch[1].to(self.device)
 
     def of_batch(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of one batch, with its graph."""
@@ -204,15 +172,10 @@ class MeanLoss:
             raise ValueError(f"count must lie between 1 and {self.examples}, got {count}")
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(self.examples, generator=generator)[:count].sort().values
-        picked, start = [], self.before
-        for inputs, targets in self.batches:
-            rows = chosen[(chosen >= start) & (chosen < start + len(targets))] - start
-            start += len(targets)
-            if len(rows):
-                picked.append((inputs[rows.to(inputs.device)], targets[rows.to(targets.device)]))
+        picked = _rows_of(self.batches, chosen - self.before)
         data: Any = []  # of the examples drawn, a rank may hold none
         if picked:
-            data = tuple(torch.cat(parts) for parts in zip(*picked, strict=True))
+            data = _joined(picked)
         return type(self)(
             self.model,
             self.loss_fn,
@@ -307,15 +270,18 @@ def select_parameters(
 ) -> list[nn.Parameter]:
     """The chosen parameters in ``model.parameters()`` order, each once."""
     own = list(model.parameters())
+    if not own:
+        raise ValueError("the model has no parameters (the order is model, loss_fn, data)")
     if params is None:
         chosen = [p for p in own if p.requires_grad]
-    elif isinstance(params, (nn.Module, str, Tensor)):
-        raise TypeError(
-            "params must be a list of parameters, such as list(layer.parameters()), "
-            f"got {type(params).__name__}"
-        )
     else:
-        wanted = {id(p) for p in params}
+        asked = [params] if isinstance(params, Tensor) else _listed(params)
+        if isinstance(params, Tensor) or not all(isinstance(p, Tensor) for p in asked):
+            raise TypeError(
+                "params must be a list of parameters, such as list(layer.parameters()), "
+                f"got {type(params).__name__}"
+            )
+        wanted = {id(p) for p in asked}
         chosen = [p for p in own if id(p) in wanted]
         if len(chosen) != len(wanted):
             raise ValueError("params holds a tensor that is not a parameter of this model")
@@ -333,6 +299,14 @@ def select_parameters(
     return chosen
 
 
+def _listed(given: Any) -> list[Any]:
+    """The items of an iterable, or the thing itself."""
+    try:
+        return list(given)
+    except TypeError:
+        return [given]
+
+
 def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
     if isinstance(data, (tuple, list)) and len(data) == 2:
         inputs, targets = data
@@ -343,13 +317,16 @@ def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
         raise ValueError("data must be a pair (X, y) or an iterable of such pairs, got one tensor")
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         raise ValueError("data is a data set of single examples: wrap it in a DataLoader")
-    if not isinstance(data, Iterable):
-        raise TypeError(f"data must be an iterable of pairs (X, y), got {type(data).__name__}")
+    try:
+        items = iter(data)
+    except TypeError:
+        kind = type(data).__name__
+        raise TypeError(f"data must be an iterable of pairs (X, y), got {kind}") from None
     _warn_of_dropped(data)
     if isinstance(data, tuple) and len(data) == 2 and not isinstance(data[0], (tuple, list)):
         kinds = " and ".join(type(part).__name__ for part in data)
         raise ValueError(f"data must be a pair of tensors, got {kinds}: use torch.as_tensor")
-    for item in data:
+    for item in items:
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
             raise ValueError(f"each batch must be a pair (X, y), got {type(item).__name__}")
         for part in item:
@@ -366,16 +343,24 @@ def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
 
 def _warn_of_dropped(data: object) -> None:
     """Say that a loader leaves examples out: which ones, a shuffling loader draws anew."""
-    if not (isinstance(data, DataLoader) and data.drop_last and data.batch_size):
+    cut = data.batch_sampler if isinstance(data, DataLoader) else None
+    if not (isinstance(cut, BatchSampler) and cut.drop_last and isinstance(cut.sampler, Sized)):
         return
-    sampler = data.sampler
-    left_out = len(sampler) % data.batch_size if isinstance(sampler, Sized) else 0
+    left_out = len(cut.sampler) % cut.batch_size
     if left_out:
         warnings.warn(
             f"the loader leaves out {left_out} examples each time (drop_last=True), so the mean is "
             "over the others only",
-            stacklevel=2,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """The ``stacklevel`` at which a warning names the line of the user, outside this package."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back and frame.f_globals["__name__"].startswith(f"{__package__}."):
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def _split(batches: Iterable[Batch], chunk_size: int | None) -> Iterator[Batch]:
@@ -386,6 +371,46 @@ def _split(batches: Iterable[Batch], chunk_size: int | None) -> Iterator[Batch]:
         step = chunk_size or max(1, len(targets))
         for start in range(0, len(targets), step):
             yield inputs[start : start + step], targets[start : start + step]
+
+
+def _trial(batches: list[Batch], count: int, device: torch.device) -> Batch:
+    """At most ``count`` examples from all batches, on which a loss shows whether it is a mean.
+
+    They are spread over the whole, for data may be sorted by class; half of them have labels below
+    0, if there are any, for those are often left out.
+    Batches of different shapes cannot be mixed: there it is one of them.
+    """
+    flags = [marked(targets) for _, targets in batches]
+    if len({(x.shape[1:], x.dtype, y.shape[1:], y.dtype) for x, y in batches}) > 1:
+        some = next((b for b, flag in zip(batches, flags, strict=True) if flag.any()), batches[0])
+        return some[0].to(device), some[1].to(device)
+    special = torch.cat(flags)
+    odd = _spread(special.nonzero()[:, 0], count // 2)
+    usual = _spread((~special).nonzero()[:, 0], count - len(odd))
+    picked = _rows_of(batches, usual) + _rows_of(batches, odd)
+    return _joined([(inputs.to(device), targets.to(device)) for inputs, targets in picked])
+
+
+def _spread(rows: Tensor, count: int) -> Tensor:
+    """At most ``count`` of the rows, evenly spaced."""
+    count = min(count, len(rows))
+    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()]
+
+
+def _rows_of(batches: list[Batch], rows: Tensor) -> list[Batch]:
+    """The examples at these places of the whole, batch by batch; places outside are passed over."""
+    picked, start = [], 0
+    for inputs, targets in batches:
+        own = rows[(rows >= start) & (rows < start + len(targets))] - start
+        start += len(targets)
+        if len(own):
+            picked.append((inputs[own.to(inputs.device)], targets[own.to(targets.device)]))
+    return picked
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    inputs, targets = zip(*batches, strict=True)
+    return torch.cat(inputs), torch.cat(targets)
 
 
 def _refuse(model: nn.Module, allow: Collection[str]) -> None:
@@ -412,80 +437,6 @@ def _refuse(model: nn.Module, allow: Collection[str]) -> None:
                 f"dropout '{name}' is active (p = {module.p}): call model.eval() first "
                 "(HessianOperator can also take allow=['dropout'], one fixed draw)"
             )
-
-
-def _check_mean_loss(
-    model: nn.Module, loss_fn: LossFunction, batch: Batch, allow: Collection[str]
-) -> None:
-    """Refuse a loss that is no finite, repeatable scalar mean over the examples of a batch."""
-    inputs, targets = batch
-
-    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        return loss_fn(model(inputs), targets)
-
-    with torch.no_grad():
-        outputs = model(inputs)
-        whole = loss_fn(outputs, targets)
-        if not isinstance(whole, Tensor) or whole.numel() != 1:
-            raise ValueError("loss_fn must return a scalar: use reduction='mean'")
-        if not torch.isfinite(whole):
-            raise ValueError(
-                f"the loss is {whole.item()} on the first batch: check data and weights"
-            )
-        eps = torch.finfo(whole.dtype).eps
-        slack = _ROUNDING_UNITS * eps * max(1.0, abs(float(whole)))
-        # With dropout the parts of a batch would draw other masks; with batch statistics they have
-        # other statistics.
-        if "dropout" not in allow and abs(float(whole - loss_of(inputs, targets))) > slack:
-            raise ValueError(
-                "two passes over one batch give different losses: turn dropout and other random "
-                "layers off with model.eval()"
-            )
-        if not allow:
-            _compare_parts(loss_of, inputs, targets, float(whole), slack)
-        # The loss alone, with outputs that belong to other examples: there it is large, and no
-        # rounding of the network hides a wrong weight.
-        if isinstance(outputs, Tensor) and outputs.shape[:1] == targets.shape[:1]:
-            others = outputs.roll(1, dims=0)
-            large = float(loss_fn(others, targets))
-            _compare_parts(loss_fn, others, targets, large, _LOSS_UNITS * eps * abs(large))
-
-
-def _compare_parts(
-    loss_of: Callable[[Tensor, Tensor], Tensor],
-    inputs: Tensor,
-    targets: Tensor,
-    whole: float,
-    slack: float,
-) -> None:
-    """Refuse a loss of a batch, ``whole``, that is not the mean of those of two parts."""
-    size = len(targets)
-    # Sizes without a common divisor: two halves may hold equally many labels that are left out.
-    cut = next((k for k in range(size // 2, 0, -1) if math.gcd(k, size) == 1), 1)
-    if size == 1:  # one example is its own two parts: a mean keeps its value, a sum doubles
-        inputs, targets = torch.cat([inputs, inputs]), torch.cat([targets, targets])
-        whole = float(loss_of(inputs, targets))
-    parts = [(inputs[:cut], targets[:cut]), (inputs[cut:], targets[cut:])]
-    mean = sum(float(loss_of(x, y)) * len(y) / len(targets) for x, y in parts)
-    if abs(whole - mean) > slack:
-        causes = (
-            "reduction='sum', class weights, ignored labels, targets of another shape than the "
-            "outputs?"
-        )
-        if _marks(targets):
-            causes = (
-                "labels below 0 are left out, so batches weigh differently: take reduction='sum' "
-                "and divide by len(targets)"
-            )
-        raise ValueError(
-            f"the loss of a batch is not the mean over its examples: {whole:.6g} for the batch, "
-            f"{mean:.6g} from two parts of it ({causes})"
-        )
-
-
-def _marks(targets: Tensor) -> bool:
-    """Whether integer targets hold numbers below 0, which are no classes."""
-    return not (targets.is_floating_point() or targets.is_complex()) and bool((targets < 0).any())
 
 
 def _check_order(model: Any, loss_fn: Any) -> None:

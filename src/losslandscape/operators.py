@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from losslandscape.convolution import data_convolutions
+from losslandscape.mean_check import not_finite
 from losslandscape.objective import (
     Batch,
     LossFunction,
@@ -332,14 +333,8 @@ class _MeanLossOperator(CurvatureOperator):
                 yield self._graphs.get(index) or self._build(index)
 
     def _why_not_finite(self) -> str:
-        for number, (inputs, targets) in enumerate(self.objective.batches):
-            for name, tensor in (("inputs", inputs), ("targets", targets)):
-                if not torch.isfinite(tensor).all():
-                    return f"the {name} of chunk {number} hold NaN or infinity"
-        for name, p in self.objective.model.named_parameters():
-            if not torch.isfinite(p).all():
-                return f"the weights '{name}' hold NaN or infinity"
-        return "the loss or its derivatives overflow at these weights"
+        reason = not_finite(self.objective.model, self.objective.batches)
+        return reason or "the loss or its derivatives overflow at these weights"
 
     def _build(self, index: int) -> Share:
         """The share of chunk ``index``; its graph is kept while the memory budget lasts."""

@@ -73,8 +73,10 @@ def assess(
 
     The caller's model, its mode, gradients, buffers and random state stay as they are: everything
     happens on copies in ``eval`` mode, so batch normalisation uses its running statistics, dropout
-    is off, and the polish trains with both so; only the stability ratio takes batch statistics, as
-    the optimiser did. Parameters that require no gradient stay fixed.
+    is off, and the polish trains with both so; only the stability ratio takes the statistics of
+    batches, as the optimiser did. (A normalisation that was fixed during training is taken so if
+    its scale and shift are frozen, or if the model comes in the modes of training.)
+    Parameters that require no gradient stay fixed.
 
     Args:
         model: Any differentiable module. For networks whose rescalings are known (see
@@ -91,7 +93,8 @@ def assess(
         rescalings: How many random rescalings the verdict has to survive; 0 leaves the check out.
         time_budget: Seconds; a smaller Hessian set, fewer rescalings and a shorter polish keep
             to it as far as possible, and ``notes`` says so.
-        chunk_size: Largest number of examples in one pass.
+        chunk_size: Largest number of examples in one pass; batches of a ``DataLoader`` stay whole
+            where their statistics are taken.
         seed: Of subsets, probes, start vectors, rescalings and the polish.
         progress: Announce the cost and show a bar.
 
@@ -155,7 +158,7 @@ def assess(
             measures[name] = eigen_measure(name, examined, own, pair, None, meter)
         stability = stability_of(
             *(model, own, optimizer, examined, limits, meter),
-            batch=max(len(targets) for _, targets in whole.batches),
+            batch=_batch_size(train_data, whole),
         )
         measures["trace"] = probed(examined, own, None, probes, seed, meter)["trace"]
         relative, note = relative_measures(examined, own, probes, seed, meter)
@@ -184,6 +187,12 @@ def assess(
         notes=tuple(notes),
         thresholds=limits,
     )
+
+
+def _batch_size(data: Batch | Iterable[Batch], whole: MeanLoss) -> int:
+    """Examples in a batch, as the loader says; without one, in the largest chunk."""
+    size = getattr(data, "batch_size", None)
+    return size if isinstance(size, int) else max(len(targets) for _, targets in whole.batches)
 
 
 def verdict_of(

@@ -18,7 +18,7 @@ from torch import Tensor
 from losslandscape.framework.findings import MEASURES, Assessment, Comparison, Measure
 
 _NAMES = {name: words for name, (words, _) in MEASURES.items()}
-_KEEPS = {"none": "nothing", "layers": "layers", "units": "layers, units"}
+_KEEPS = {"none": "no scaling", "layers": "layer scaling", "units": "unit scaling"}
 
 
 def plain(found: Any) -> Any:
@@ -40,7 +40,7 @@ def as_text(found: Assessment | Comparison) -> str:
     """The terminal's report without colours."""
     out = io.StringIO()
     # In a notebook rich would show the report instead of writing it.
-    Console(file=out, width=96, color_system=None, force_jupyter=False).print(found)
+    Console(file=out, width=88, color_system=None, force_jupyter=False).print(found)
     return out.getvalue().rstrip()
 
 
@@ -50,7 +50,7 @@ def terminal(found: Assessment) -> Panel:
     for check in found.checks:
         mark = {True: "pass", False: "FAIL", None: "-"}[check.passed]
         gate.add_row(mark, check.name, check.text)
-    table = Table("measure", "value", "95 % interval", "unchanged by rescaling", box=None)
+    table = Table("measure", "value", "95 % interval", "unchanged by", box=None)
     for name, m in found.measures.items():
         interval = f"{m.low:.3g} to {m.high:.3g}"
         table.add_row(_NAMES[name], f"{m.value:.4g}", interval, _keeps(found, m))
@@ -83,7 +83,7 @@ def html(found: Assessment) -> str:
         (_NAMES[name], f"{m.value:.4g}", f"{m.low:.3g} to {m.high:.3g}", _keeps(found, m))
         for name, m in found.measures.items()
     ]
-    measures = _table(("measure", "value", "95 % interval", "unchanged by rescaling"), rows)
+    measures = _table(("measure", "value", "95 % interval", "unchanged by"), rows)
     lines = [found.stability.text, found.orbit.text, _losses(found)]
     lines += [f"Note: {note}" for note in found.notes]
     lines.append(_cost(found))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ def stability_of(
     """The largest eigenvalue of ``S H S`` over its limit, ``S^2`` being the step per gradient.
 
     ``H`` is that of the function which the optimiser saw: with batch normalisation, of statistics
-    over ``batch`` examples.
+    over ``batch`` examples (see :func:`_normalising`).
     In ``eval`` mode a bias before the normalisation has curvature, in training it has none and
     Adam's second moment of it is rounding error: their ratio would say nothing.
     """
@@ -45,11 +44,11 @@ def stability_of(
         return Stability(None, "no optimiser given, so no stability ratio")
     try:
         scale, limit = _step_scale(model, optimizer)
-        hessian, aside = _as_trained(own, examined, batch)
+        hessian, aside = _as_trained(model, own, examined, batch)
+        meter.say("stability")
+        top = top_eigenpair(ScaledOperator(hessian, scale), meter, tol=COARSE)
     except ValueError as error:
         return Stability(None, str(error))
-    meter.say("stability")
-    top = top_eigenpair(ScaledOperator(hessian, scale), meter, tol=COARSE)
     ratio = float(top.values[0]) / limit
     if ratio < limits.free:
         words = "far below: the learning rate does not bind"
@@ -60,22 +59,49 @@ def stability_of(
     return Stability(ratio, f"curvature is {ratio:.3g} of the stability limit{aside}, {words}")
 
 
-def _as_trained(own: nn.Module, examined: HessianSet, batch: int) -> tuple[HessianOperator, str]:
+def _as_trained(
+    model: nn.Module, own: nn.Module, examined: HessianSet, batch: int
+) -> tuple[HessianOperator, str]:
     """The Hessian with batch statistics where there is batch normalisation, and a word on it."""
-    normalising = [
-        name for name, m in own.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)
-    ]
-    if not normalising:
+    names = _normalising(model)
+    if not names:
         return examined.hessian(own), ""
     trained = copy.deepcopy(own)
-    for name in normalising:
-        trained.get_submodule(name).train()
-    count = math.ceil(len(examined.data[1]) / batch)
+    for name in names:
+        module = trained.get_submodule(name)
+        if isinstance(module, nn.SyncBatchNorm) and torch.distributed.is_initialized():
+            raise ValueError(
+                f"no stability ratio: '{name}' would wait for the statistics of other processes"
+            )
+        module.train()
+    # Whole batches, so that none holds a single example, which has no variance.
+    count = max(1, len(examined.data[1]) // batch)
     inputs, targets = (part.tensor_split(count) for part in examined.data)
     op = HessianOperator(
         trained, examined.loss_fn, list(zip(inputs, targets, strict=True)), allow=["batchnorm"]
     )
-    return op, f" (with batch statistics over {len(targets[0])} examples, as in training)"
+    return op, f" (with the statistics of batches of {len(targets[0])})"
+
+
+def _normalising(model: nn.Module) -> list[str]:
+    """The batch normalisations that took batch statistics in training, as far as the model tells.
+
+    In a model in ``train`` mode they are those in that mode; after ``model.eval()`` all but those
+    whose scale and shift are frozen, as a fixed normalisation has them.
+    """
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
+    if any(module.training for module in model.modules()):
+        return [name for name, module in found.items() if module.training]
+    frozen = {
+        name
+        for name, module in found.items()
+        if module.affine and not any(p.requires_grad for p in module.parameters())
+    }
+    return [name for name in found if name not in frozen]
 
 
 def _step_scale(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensor, float]:

@@ -1,0 +1,219 @@
+"""Which losses count as a mean over examples, and what is said of those that do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, mse_loss, soft_margin_loss
+
+from losslandscape.operators import HessianOperator
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def linear(inputs=4, outputs=3, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(inputs, outputs)
+
+
+def sorted_by_class(examples=60):
+    """Confident right answers to examples in the order of their class."""
+    y = torch.arange(3).repeat_interleave(examples // 3)
+    return torch.eye(3)[y] + 0.01 * normal(examples, 3), y
+
+
+def sure(scale=1.0):
+    model = nn.Linear(3, 3, bias=False)
+    model.weight.data = scale * torch.eye(3)
+    return model
+
+
+class TimeFirst(nn.Module):
+    """Outputs ``(time, example, class)``."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.inner, self.times = linear(4, 3 * times), times
+
+    def forward(self, x):
+        return self.inner(x).reshape(len(x), self.times, 3).transpose(0, 1)
+
+
+def accepted():
+    x, y = normal(23, 4), torch.randint(3, (23,), generator=torch.Generator().manual_seed(1))
+    single = (linear(), cross_entropy, (x, y))
+
+    signs = torch.where(torch.arange(23) % 2 == 0, 1e4, -1e4)
+
+    def policy(outputs, targets):
+        chosen = outputs.log_softmax(1).gather(1, targets[:, :1].long())[:, 0]
+        return -(chosen * targets[:, 1]).mean()
+
+    def wide(outputs, targets):
+        return mse_loss(outputs.double(), targets)
+
+    def ctc(outputs, targets):
+        times, examples = outputs.shape[:2]
+        lengths = torch.full((examples,), times), torch.full((examples,), targets.shape[1])
+        return nn.functional.ctc_loss(outputs.log_softmax(2), targets, *lengths, blank=0)
+
+    def over_time(outputs, targets):
+        return cross_entropy(outputs.flatten(0, 1), targets.T.flatten())
+
+    class Activity(nn.Module):
+        """Cross-entropy plus what a hook has kept of the hidden layer."""
+
+        def __init__(self, layer):
+            super().__init__()
+            layer.register_forward_hook(lambda _, __, out: setattr(self, "kept", out))
+
+        def forward(self, outputs, targets):
+            return cross_entropy(outputs, targets) + self.kept.pow(2).mean()
+
+    hidden = nn.Sequential(linear(4, 5), nn.Tanh(), linear(5, 3))
+    first = torch.randint(1, 3, (5, 2), generator=torch.Generator().manual_seed(2))
+    return {
+        "single precision": single,
+        "targets in double precision": (linear(), mse_loss, (x, normal(23, 3).double())),
+        "a loss in double precision": (linear(), wide, (x, normal(23, 3).double())),
+        "terms of both signs": (linear(), policy, (x, torch.stack([y, signs], dim=1))),
+        "CTC, as many times as examples": (TimeFirst(5), ctc, (x[:5], first)),
+        "time first": (TimeFirst(5), over_time, (x[:5], y[:25].repeat(2)[:25].reshape(5, 5))),
+        "a hook": (hidden, Activity(hidden[1]), (x, y)),
+        "signed integer labels": (linear(4, 1), soft_margin_loss, (x, 2 * (y[:, None] % 2) - 1)),
+        "unsigned labels": (
+            linear(),
+            lambda outputs, targets: cross_entropy(outputs, targets.long()),
+            (x, y.to(torch.uint16)),
+        ),
+        "all outputs right": (sure(1000.0), cross_entropy, sorted_by_class()),
+        "a minimum with loss 0": (linear(), mse_loss, (0 * x, linear()(0 * x).detach())),
+    }
+
+
+@pytest.mark.parametrize("name", accepted())
+@pytest.mark.parametrize("chunk_size", [1, 5, 128])
+def test_accepted(name, chunk_size):
+    model, loss_fn, data = accepted()[name]
+    H = HessianOperator(model, loss_fn, data, chunk_size=chunk_size)
+    if "CTC" not in name:  # torch has no second derivative of it; its gradient noise can be had
+        assert torch.isfinite(H @ torch.ones(H.shape[0])).all()
+
+
+def test_the_loss_may_have_chance_of_its_own_where_dropout_may():
+    def noisy(outputs, targets):
+        return cross_entropy(outputs + torch.randn_like(outputs), targets)
+
+    data = sorted_by_class()
+    HessianOperator(sure(), noisy, data, allow=["dropout"])
+    with pytest.raises(ValueError, match="two passes over one batch"):
+        HessianOperator(sure(), noisy, data)
+
+
+REFUSED = {
+    "class weights": lambda o, t: cross_entropy(o, t, weight=torch.tensor([1.0, 2.0, 4.0])),
+    "a sum": lambda o, t: cross_entropy(o, t, reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("chunk_size", [1, 2, 7, 60])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("allow", [(), ("batchnorm",), ("dropout",)])
+def test_refused_where_the_data_are_sorted_by_class(name, chunk_size, scale, allow):
+    with pytest.raises(ValueError, match="not the mean over its examples"):
+        HessianOperator(
+            sure(scale), REFUSED[name], sorted_by_class(), chunk_size=chunk_size, allow=allow
+        )
+
+
+@pytest.mark.parametrize("chunk_size", [7, 60])  # two examples may have one loss, and its root
+def test_a_function_of_the_mean_is_refused(chunk_size):
+    def root(outputs, targets):
+        return cross_entropy(outputs, targets).sqrt()
+
+    with pytest.raises(ValueError, match="not the mean over its examples"):
+        HessianOperator(sure(), root, sorted_by_class(), chunk_size=chunk_size)
+
+
+def test_refused_where_the_loss_compares_the_examples_of_a_batch():
+    def contrast(outputs, targets):
+        likeness = outputs @ outputs.T
+        return cross_entropy(likeness, torch.arange(len(outputs)))
+
+    for allow in ((), ("batchnorm",)):
+        with pytest.raises(ValueError, match="not the mean over its examples"):
+            HessianOperator(sure(), contrast, sorted_by_class(), allow=allow)
+
+
+@pytest.mark.parametrize(
+    "left_out", [slice(0, 12), slice(11, 23), slice(0, 23, 2), [3], [0], [22], slice(0, 22)]
+)
+@pytest.mark.parametrize("chunk_size", [1, 4, 128])
+def test_labels_left_out_anywhere(left_out, chunk_size):
+    x, y = normal(23, 4), torch.randint(3, (23,), generator=torch.Generator().manual_seed(1))
+    y[left_out] = -100
+    with pytest.raises(ValueError, match="If labels below 0 are left out, take reduction='sum'"):
+        HessianOperator(linear(), cross_entropy, (x, y), chunk_size=chunk_size)
+
+
+def test_batches_of_different_lengths_are_not_mixed():
+    batches = [(normal(6, 4), normal(6, 4)), (normal(6, 9), normal(6, 9))]
+    model = nn.Conv1d(1, 1, 3, padding=1)
+
+    def loss(outputs, targets):
+        return mse_loss(outputs[:, 0], targets)
+
+    both = nn.Sequential(nn.Unflatten(1, (1, -1)), model)
+    H = HessianOperator(both, loss, batches)
+    one = [HessianOperator(both, loss, batch) for batch in batches]
+    torch.testing.assert_close(H @ torch.ones(4), sum(h @ torch.ones(4) for h in one) / 2)
+
+
+class TestWords:
+    """One line says what failed, and how."""
+
+    @pytest.mark.parametrize(
+        ("loss_fn", "words"),
+        [
+            (
+                lambda o, t: o["scores"],
+                "the loss fails on a batch of 60: KeyError: 'scores' .*logi",
+            ),
+            (lambda o, t: cross_entropy(o, t), r"returns a dict: .* loss\(outputs\['logits'\]"),
+            (lambda o, t: (o["logits"].argmax(1) == t).sum(), "a floating-point number, got torch"),
+            (lambda o, t: 1.0, "must return a scalar"),
+        ],
+    )
+    def test_a_loss_that_fails(self, loss_fn, words):
+        class Named(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = sure()
+
+            def forward(self, x):
+                return {"logits": self.inner(x)}
+
+        with pytest.raises(ValueError, match=words):
+            HessianOperator(Named(), loss_fn, sorted_by_class())
+
+    def test_the_loss_fails_on_later_examples_only(self):
+        x, y = sorted_by_class()
+        y[-1] = 7
+        with pytest.raises(ValueError, match=r"the loss fails on a batch of 5: .*Target 7"):
+            HessianOperator(sure(), cross_entropy, (x, y), chunk_size=5)
+
+    def test_memory_that_runs_out_keeps_its_name(self):
+        def hungry(outputs, targets):
+            raise torch.OutOfMemoryError("no memory left")
+
+        with pytest.raises(torch.OutOfMemoryError):
+            HessianOperator(sure(), hungry, sorted_by_class())
+
+    def test_a_network_without_parameters(self):
+        with pytest.raises(ValueError, match=r"no parameters .*the order is model, loss_fn, data"):
+            HessianOperator(nn.CrossEntropyLoss(), sure(), sorted_by_class())
