@@ -47,14 +47,17 @@ def accepted():
     x, y = normal(23, 4), torch.randint(3, (23,), generator=torch.Generator().manual_seed(1))
     single = (linear(), cross_entropy, (x, y))
 
-    signs = torch.where(torch.arange(23) % 2 == 0, 1e4, -1e4)
+    many = normal(23, 999)  # sums long enough to round differently in parts of a batch
+    signs = torch.where(torch.arange(24) % 2 == 0, 1e6, -1e6)
+    returns = torch.stack([0 * signs, signs], dim=1)
 
     def policy(outputs, targets):
         chosen = outputs.log_softmax(1).gather(1, targets[:, :1].long())[:, 0]
         return -(chosen * targets[:, 1]).mean()
 
-    def wide(outputs, targets):
-        return mse_loss(outputs.double(), targets)
+    class Cast(nn.Module):
+        def forward(self, x):
+            return x.double()
 
     def ctc(outputs, targets):
         times, examples = outputs.shape[:2]
@@ -78,9 +81,13 @@ def accepted():
     first = torch.randint(1, 3, (5, 2), generator=torch.Generator().manual_seed(2))
     return {
         "single precision": single,
-        "targets in double precision": (linear(), mse_loss, (x, normal(23, 3).double())),
-        "a loss in double precision": (linear(), wide, (x, normal(23, 3).double())),
-        "terms of both signs": (linear(), policy, (x, torch.stack([y, signs], dim=1))),
+        "targets in double precision": (linear(999), mse_loss, (many, 99 * normal(23, 3).double())),
+        "outputs in double precision": (
+            nn.Sequential(linear(999), Cast()),
+            mse_loss,
+            (many, 99 * normal(23, 3).double()),
+        ),
+        "terms of both signs": (linear(), policy, (1e-6 * normal(24, 4), returns)),
         "CTC, as many times as examples": (TimeFirst(5), ctc, (x[:5], first)),
         "time first": (TimeFirst(5), over_time, (x[:5], y[:25].repeat(2)[:25].reshape(5, 5))),
         "a hook": (hidden, Activity(hidden[1]), (x, y)),
@@ -172,6 +179,14 @@ def test_batches_of_different_lengths_are_not_mixed():
     H = HessianOperator(both, loss, batches)
     one = [HessianOperator(both, loss, batch) for batch in batches]
     torch.testing.assert_close(H @ torch.ones(4), sum(h @ torch.ones(4) for h in one) / 2)
+
+    labels = [torch.arange(6) % 3, torch.arange(6) % 3 - 1]
+
+    def classes(outputs, targets):
+        return cross_entropy(outputs[:, 0, :3], targets, ignore_index=-1)
+
+    with pytest.raises(ValueError, match="If labels below 0 are left out"):
+        HessianOperator(both, classes, [(x, y) for (x, _), y in zip(batches, labels, strict=True)])
 
 
 class TestWords:

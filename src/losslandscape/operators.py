@@ -426,6 +426,8 @@ class HessianOperator(_MeanLossOperator):
         allow: ``"batchnorm"`` takes batch statistics in ``train`` mode as they are: the loss of an
             example then depends on its batch, and batches are never cut.
             ``"dropout"`` takes one fixed draw of the random layers.
+            The loss of given outputs has to be their mean all the same: one that compares the
+            examples of a batch, as contrastive losses do, is refused.
         recompute: Modules of the model, such as the blocks of a transformer, whose activations are
             computed again when a product needs them: it then keeps their inputs only, and takes
             about twice as long. Each must return one tensor.
