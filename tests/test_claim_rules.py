@@ -319,6 +319,16 @@ class TestC28:
             claims.judge("C28", MadeUp(unfinished_training={FLAT: [good] * 3}))
         )
 
+    def test_runs_without_a_certificate_do_not_count(self):
+        good, loose = (self.run(20.0, 0.9) for _ in range(2))
+        loose["checkpoints"][2]["lambda_max"] |= {"residual": 0.3}  # 1.5 %, 1 % is allowed
+        runs = [good] * 3 + [loose] * 2
+        verdict = claims.judge("C28", MadeUp(unfinished_training={FLAT: runs}))
+        assert verdict.word == "untestable here"
+        assert verdict.effects["long runs with a sharper, better epoch"] == 3
+        loose["checkpoints"][2]["lambda_max"] |= {"residual": 0.1}
+        assert claims.judge("C28", MadeUp(unfinished_training={FLAT: runs})).word == "refuted"
+
 
 class TestRescaling:
     def ends(self, lifted=300.0, logits=1e-6, accuracy=0.99, b5=1.0, halved=(1.0, 0.1)):

@@ -82,6 +82,12 @@ class TestRules:
         assert (f"{FLAT} and {ADAM}" in verdict.condition) == (word == "holds if")
         assert verdict.effects[f"median r of {SHARP}"] == pytest.approx(sharp)
 
+    def test_c8_says_so_where_no_row_passes(self):
+        far = (9.0, 9.0, 9.0, 2.0, 1.0, 0.5, 0.5)  # near 1 at one radius only
+        verdict = judge_live("C8", {"r": [1.0]}, self.climbs(dict.fromkeys(ROWS, far)))
+        assert verdict.word == "holds if"
+        assert "rows that pass: none" in verdict.condition
+
     def test_c8_needs_all_runs_and_their_certificates(self):
         good = (9.0, 9.0, 9.0, 0.95, 1.05, 0.5, 0.5)
         evidence = self.climbs(dict.fromkeys(ROWS, good), loose=1)
