@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 
 import losslandscape as ll
 from losslandscape.cli import main
@@ -209,9 +209,18 @@ def test_batches_of_a_loader_stay_whole_for_the_statistics():
     data = TensorDataset(normal(60, 3), normal(60, 1, seed=1))
     model = normalised()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    loader = DataLoader(data, batch_size=30)
-    found = ll.assess(model, mse_loss, loader, optimizer=optimizer, **QUICK | {"chunk_size": 8})
-    assert "with the statistics of batches of 30" in found.stability.text
+    cut = BatchSampler(range(60), batch_size=30, drop_last=False)
+    for source in (
+        DataLoader(data, batch_size=30),
+        DataLoader(data, batch_sampler=cut),
+        list(DataLoader(data, batch_size=30)),
+    ):
+        found = ll.assess(model, mse_loss, source, optimizer=optimizer, **QUICK | {"chunk_size": 8})
+        assert "with the statistics of batches of 30" in found.stability.text
+    pair = ll.assess(
+        model, mse_loss, data.tensors, optimizer=optimizer, **QUICK | {"chunk_size": 8}
+    )
+    assert "with the statistics of batches of 9" in pair.stability.text  # 60 in 7 parts
 
 
 @pytest.mark.parametrize("how", ["modes", "affine"])

@@ -43,6 +43,32 @@ class TimeFirst(nn.Module):
         return self.inner(x).reshape(len(x), self.times, 3).transpose(0, 1)
 
 
+class Named(nn.Module):
+    """Outputs in a dict, with something that is none."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return {"logits": self.inner(x), "cache": None}
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = linear()
+
+    def forward(self, x):
+        return self.inner(x) + torch.tensor([0.0, 0.0, -torch.inf])
+
+
+def interpolating():
+    x, model = normal(100, 999), linear(999, 1)
+    model.weight.data *= 1e6
+    return model, mse_loss, (x, model(x).detach() + normal(100, 1, seed=1))
+
+
 def accepted():
     x, y = normal(23, 4), torch.randint(3, (23,), generator=torch.Generator().manual_seed(1))
     single = (linear(), cross_entropy, (x, y))
@@ -97,6 +123,18 @@ def accepted():
             lambda outputs, targets: cross_entropy(outputs, targets.long()),
             (x, y.to(torch.uint16)),
         ),
+        "outputs far larger than what is left of the loss": interpolating(),
+        "a loss that works in place": (
+            linear(),
+            lambda outputs, targets: outputs.sub_(targets).pow(2).mean(),
+            (x, normal(23, 3)),
+        ),
+        "outputs in a dict": (
+            Named(linear()),
+            lambda outputs, targets: cross_entropy(outputs["logits"], targets),
+            (x, y),
+        ),
+        "masked outputs": (Masked(), cross_entropy, (x, y % 2)),
         "all outputs right": (sure(1000.0), cross_entropy, sorted_by_class()),
         "a minimum with loss 0": (linear(), mse_loss, (0 * x, linear()(0 * x).detach())),
     }
@@ -168,6 +206,134 @@ def test_labels_left_out_anywhere(left_out, chunk_size):
         HessianOperator(linear(), cross_entropy, (x, y), chunk_size=chunk_size)
 
 
+def weighted(classes, seed, rare=False):
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(classes, (1024,), generator=generator)
+    if rare:
+        y = (torch.rand(1024, generator=generator) < 0.005).long()
+    weight = torch.arange(1.0, classes + 1)
+    return (
+        linear(8, classes, seed),
+        lambda o, t: cross_entropy(o, t, weight=weight),
+        (normal(1024, 8, seed=seed), y),
+    )
+
+
+def padded(seed, flat=False):
+    """Sentences of different lengths, so that every example has labels that are left out."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(11, (256, 12), generator=generator)
+    for row in y:
+        row[6 + int(torch.randint(6, (1,), generator=generator)) :] = -100
+    model = nn.Sequential(nn.Embedding(11, 4), linear(4, 11, seed))
+    if flat:
+        return (
+            nn.Sequential(*model, nn.Flatten(0, 1)),
+            lambda o, t: cross_entropy(o, t.flatten()),
+            (y.relu(), y),
+        )
+    return model, lambda o, t: cross_entropy(o.flatten(0, 1), t.flatten()), (y.relu(), y)
+
+
+def segmented(seed):
+    y = torch.randint(3, (64, 4, 4), generator=torch.Generator().manual_seed(seed))
+    y[::2, :1] = 255
+    return nn.Conv2d(2, 3, 1), nn.CrossEntropyLoss(ignore_index=255), (normal(64, 2, 4, 4), y)
+
+
+def close(seed):
+    """The sum of squares of outputs in a tuple that are nearly the targets."""
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear(4, 1, seed)
+
+        def forward(self, x):
+            return self.inner(x), x
+
+    model, x = Pair(), normal(200, 4)
+    y = model(x)[0].detach() + 1e-4 * normal(200, 1, seed=seed)
+    return model, lambda o, t: mse_loss(o[0], t, reduction="sum"), (x, y)
+
+
+def constant(seed):
+    model = linear(8, 1, seed)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    return model, mse_loss, (normal(200, 8), normal(200, seed=seed))  # (n, 1) against (n,)
+
+
+SUBTLE = {
+    "weights of shuffled classes": lambda seed: weighted(5, seed),
+    "weights of two classes": lambda seed: weighted(2, seed),
+    "the weight of a rare class": lambda seed: weighted(2, seed, rare=True),
+    "padded sentences": padded,
+    "padded sentences, in a row": lambda seed: padded(seed, flat=True),
+    "pixels left out": segmented,
+    "a sum near zero in a tuple": close,
+    "constant outputs of another shape than the targets": constant,
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("name", SUBTLE)
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 16, 128, 2048])
+@pytest.mark.parametrize("seed", range(2))
+def test_no_chance_lets_a_fault_pass(name, chunk_size, seed):
+    model, loss_fn, data = SUBTLE[name](seed)
+    with pytest.raises(ValueError, match="not the mean over its examples"):
+        HessianOperator(model, loss_fn, data, chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 50, 200])
+@pytest.mark.parametrize("chunk_size", [1, 3, 128])
+def test_no_pass_is_larger_than_those_to_come(batch, chunk_size):
+    seen = []
+    model = linear()
+    model.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    x, y = normal(200, 4), torch.arange(200) % 3
+    HessianOperator(
+        model,
+        cross_entropy,
+        zip(x.split(batch), y.split(batch), strict=True),
+        chunk_size=chunk_size,
+    )
+    assert max(seen) <= max(2, min(batch, chunk_size))
+
+
+def test_small_batches_are_not_cut_to_single_examples():
+    class Squeezed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear(4, 1)
+
+        def forward(self, x):
+            return self.inner(x).squeeze()
+
+    for size in (4, 6, 7):
+        HessianOperator(Squeezed(), mse_loss, (normal(size, 4), normal(size, seed=1)))
+
+
+def test_buffers_that_a_pass_replaces_are_put_back():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = linear()
+            self.register_buffer("passes", torch.tensor(0))
+
+        def forward(self, x):
+            self.passes = self.passes + 1
+            return self.inner(x)
+
+    model = Counting()
+    before = model.passes
+    H = HessianOperator(model, cross_entropy, (normal(9, 4), torch.arange(9) % 3))
+    _ = H @ torch.ones(H.shape[0])
+    assert model.passes is before
+    assert before == 0
+
+
 def test_batches_of_different_lengths_are_not_mixed():
     batches = [(normal(6, 4), normal(6, 4)), (normal(6, 9), normal(6, 9))]
     model = nn.Conv1d(1, 1, 3, padding=1)
@@ -197,7 +363,7 @@ class TestWords:
         [
             (
                 lambda o, t: o["scores"],
-                "the loss fails on a batch of 60: KeyError: 'scores' .*logi",
+                "the loss fails on a batch of 32: KeyError: 'scores' .*logi",
             ),
             (lambda o, t: cross_entropy(o, t), r"returns a dict: .* loss\(outputs\['logits'\]"),
             (lambda o, t: (o["logits"].argmax(1) == t).sum(), "a floating-point number, got torch"),
@@ -205,22 +371,56 @@ class TestWords:
         ],
     )
     def test_a_loss_that_fails(self, loss_fn, words):
-        class Named(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.inner = sure()
-
-            def forward(self, x):
-                return {"logits": self.inner(x)}
-
         with pytest.raises(ValueError, match=words):
-            HessianOperator(Named(), loss_fn, sorted_by_class())
+            HessianOperator(Named(sure()), loss_fn, sorted_by_class())
 
     def test_the_loss_fails_on_later_examples_only(self):
         x, y = sorted_by_class()
         y[-1] = 7
         with pytest.raises(ValueError, match=r"the loss fails on a batch of 5: .*Target 7"):
             HessianOperator(sure(), cross_entropy, (x, y), chunk_size=5)
+
+    def test_outputs_that_are_no_tensor(self):
+        class Array(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = sure()
+
+            def forward(self, x):
+                return self.inner(x).numpy()
+
+        with pytest.raises(ValueError, match=r"the model returns a ndarray: let loss_fn choose"):
+            HessianOperator(Array(), cross_entropy, sorted_by_class())
+
+    def test_a_model_that_differentiates(self):
+        class Force(nn.Module):
+            def __init__(self, allowed):
+                super().__init__()
+                self.inner, self.allowed = linear(3, 1), allowed
+
+            def forward(self, x):
+                with torch.set_grad_enabled(torch.is_grad_enabled() or self.allowed):
+                    x = x.detach().requires_grad_()
+                    energy = self.inner(x).pow(2).sum()
+                    return torch.autograd.grad(energy, x, create_graph=True)[0]
+
+        data = (normal(20, 3), normal(20, 3, seed=1))
+        with pytest.raises(ValueError, match=r"needs torch\.enable_grad\(\) inside forward"):
+            HessianOperator(Force(allowed=False), mse_loss, data)
+        H = HessianOperator(Force(allowed=True), mse_loss, data)
+        assert torch.isfinite(H @ torch.ones(4)).all()
+
+    def test_outputs_that_depend_on_the_batch(self):
+        class Centred(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = linear(3)
+
+            def forward(self, x):
+                return self.inner(x - x.mean(dim=0))
+
+        with pytest.raises(ValueError, match="depend on the others of its batch"):
+            HessianOperator(Centred(), cross_entropy, sorted_by_class())
 
     def test_memory_that_runs_out_keeps_its_name(self):
         def hungry(outputs, targets):

@@ -703,11 +703,11 @@ class TestRefusals:
 
     def test_nan_in_a_later_chunk(self):
         x, y = classification()
-        x[-2, 0] = float("nan")  # not among the five on which the loss is tried
+        x[-1, 0] = float("nan")  # not among the 20 on which the loss is tried
         H = HessianOperator(network(), cross_entropy, (x, y), chunk_size=5)
         with pytest.raises(ValueError, match="inputs of chunk 4 hold NaN"):
             _ = H @ random_vector(43)
-        x[-1, 0] = float("nan")
+        x[0, 0] = float("nan")
         with pytest.raises(ValueError, match=r"the loss is nan: the inputs .* hold NaN"):
             HessianOperator(network(), cross_entropy, (x, y), chunk_size=5)
 
@@ -744,6 +744,8 @@ class TestRefusals:
         for params in (model[1], "1.weight", model[1].weight, named, 3, model):
             with pytest.raises(TypeError, match=r"such as list\(layer\.parameters"):
                 HessianOperator(model, cross_entropy, (x, y), params=params)
+        with pytest.raises(TypeError, match="got generator of tuple"):
+            HessianOperator(model, cross_entropy, (x, y), params=model.named_parameters())
         some = nn.ParameterList([model[1].weight])
         H = HessianOperator(model, cross_entropy, (x, y), params=some)
         assert H.shape[0] == model[1].weight.numel()

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+Outputs = Any  # one tensor, or tuples and dicts of tensors
+LossFunction = Callable[[Outputs, Tensor], Tensor]
 
 # Two evaluations of one mean loss may differ by rounding only: this many units in the last place.
 _ROUNDING_UNITS = 1e3
@@ -19,66 +24,77 @@ _ROUNDING_UNITS = 1e3
 _LOSS_UNITS = 1e2
 # So many single examples tell how large the terms of a loss are, where those of both signs cancel.
 _SINGLE = 16
-
-_SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+# Passes over so many examples are compared with passes over parts of them: the fewer, the less they
+# are alike by chance.
+_FEW = 8
 
 
 def check_mean_loss(
     model: nn.Module,
-    loss_fn: Callable[[Any, Tensor], Tensor],
+    loss_fn: LossFunction,
     inputs: Tensor,
     targets: Tensor,
     *,
+    step: int,
     dtype: torch.dtype,
     allow: Collection[str] = (),
 ) -> None:
     """Refuse a loss that is no finite, repeatable scalar mean over the examples of a batch.
 
-    Three comparisons: two passes over the batch; the batch with two parts of it; and, where the
-    first axis of the outputs is the example, the same with outputs that belong to other examples.
-    There the loss is large, and no rounding of the network hides a wrong weight.
+    The outputs of an example must not depend on its batch, and the loss of given outputs must be
+    the mean of those of many small parts of them: with the outputs as they are, and with those that
+    belong to other examples, where the loss is large and hides nothing.
+    Where outputs cannot be cut along their first axis (tokens in a row, time first), or a loss
+    keeps something from the model's pass, passes over parts of a batch are compared with the whole.
 
     Args:
         model, loss_fn: As for :class:`~losslandscape.operators.HessianOperator`.
-        inputs, targets: Examples of all kinds that there are, on the device of the model.
+        inputs, targets: Some examples of all kinds that there are, on the device of the model.
+        step: Examples in one pass; their number is a multiple of it, or they are fewer.
         dtype: Of the weights.
-        allow: With ``"dropout"`` or ``"batchnorm"`` parts of a batch have another loss, so only the
-            loss of given outputs is compared.
+        allow: With ``"dropout"`` or ``"batchnorm"`` parts of a batch have other outputs, so only
+            the loss of given outputs is compared.
 
     Raises:
         ValueError: It is none, or the model or the loss fails; one line says how and why.
     """
     if len(targets) == 1:  # one example is its own two parts: a mean keeps its value, a sum doubles
         inputs, targets = torch.cat([inputs, inputs]), torch.cat([targets, targets])
+        step = 2
+    step = min(step, len(targets))
     with torch.no_grad():
-        outputs = _outputs_of(model, inputs, dtype)
-        whole = _loss_of(loss_fn, outputs, targets)
-        if not math.isfinite(whole):
-            reason = not_finite(model, [(inputs, targets)]) or "check data and weights"
-            raise ValueError(f"the loss is {whole}: {reason}")
-        kinds = {dtype, loss_fn(outputs, targets).dtype}
-        if isinstance(outputs, Tensor) and outputs.is_floating_point():
-            kinds.add(outputs.dtype)
-        eps = max(torch.finfo(kind).eps for kind in kinds)
-        sliced = isinstance(outputs, Tensor) and outputs.shape[:1] == targets.shape[:1]
-        scale = max(1.0, abs(whole), _term(loss_fn, outputs, targets) if sliced else 0.0)
+        outputs, values = [], []
+        for x, y in zip(inputs.split(step), targets.split(step), strict=True):
+            outputs.append(_outputs_of(model, x, dtype))
+            values.append(_finite_loss(model, loss_fn, outputs[-1], x, y))
+        first = targets[:step]
+        eps = _eps(loss_fn, outputs[0], first, dtype)
+        scale = max(1.0, _term(loss_fn, outputs[0], first), *map(abs, values))
         slack = _ROUNDING_UNITS * eps * scale
         if "dropout" not in allow:
-            again = _loss_of(loss_fn, _outputs_of(model, inputs, dtype), targets)
-            if not abs(whole - again) <= slack:
+            again = _loss_of(loss_fn, _outputs_of(model, inputs[:step], dtype), first)
+            if not abs(values[0] - again) <= slack:
                 raise ValueError(
                     "two passes over one batch give different losses: turn dropout and other "
                     "random layers off with model.eval()"
                 )
+        alone = _first_axis(outputs[0], step)
         if not allow:
-            values = []
-            for rows in _parts(targets):
-                part = _outputs_of(model, inputs[rows], dtype)
-                values.append(_loss_of(loss_fn, part, targets[rows]))
-                sliced = sliced and _alike(part, outputs[rows])
-            _compare(whole, values, targets, slack)
-        if sliced:
-            _check_loss_alone(loss_fn, outputs, targets, whole, slack, eps)
+            alone = _treats_alone(model, inputs, outputs[0], step, dtype, eps)
+        # What the loss may keep from the model's last pass now belongs to other examples.
+        if alone and _gives(loss_fn, outputs[0], first, values[0], slack):
+            joined = tree_map(_join, outputs[0], *outputs[1:])
+            for given in (joined, _exchanged(joined)):
+                _check_loss_alone(loss_fn, given, targets, eps)
+        elif not allow:
+            few = min(step, _FEW)
+            for x, y in zip(inputs.split(few), targets.split(few), strict=True):
+                parts = [(x[rows], y[rows]) for rows in _parts(len(y))]
+                whole, *losses = [
+                    _loss_of(loss_fn, _outputs_of(model, some, dtype), own)
+                    for some, own in [(x, y), *parts]
+                ]
+                _compare(whole, losses, y, slack)
 
 
 def not_finite(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> str:
@@ -93,67 +109,89 @@ def not_finite(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> st
     return ""
 
 
-def marked(targets: Tensor) -> Tensor:
-    """Which examples ``(n,)`` have an integer target below 0, no class: they may be left out."""
-    if targets.dtype not in _SIGNED:
-        return torch.zeros(len(targets), dtype=torch.bool)
-    return (targets < 0).reshape(len(targets), -1).any(dim=1).cpu()
+def _treats_alone(
+    model: nn.Module, inputs: Tensor, outputs: Outputs, step: int, dtype: torch.dtype, eps: float
+) -> bool:
+    """Whether the first axis of the outputs is the example, in the pass over a part as well.
+
+    Raises:
+        ValueError: It is, but the outputs of an example are others there.
+    """
+    rows = _parts(step)[0]
+    part = _outputs_of(model, inputs[rows], dtype)
+    if not (_first_axis(outputs, step) and _first_axis(part, rows.stop)):
+        return False
+    if not _alike(part, outputs, rows, eps):
+        raise ValueError(
+            "the outputs of an example depend on the others of its batch: a mean over examples "
+            "needs a model that treats each alone"
+        )
+    return True
 
 
-def _check_loss_alone(
-    loss_fn: Callable[[Any, Tensor], Tensor],
-    outputs: Tensor,
-    targets: Tensor,
-    whole: float,
-    slack: float,
-    eps: float,
-) -> None:
-    """The loss of given outputs must be the mean over them; one with a state of its own passes."""
-    others = outputs.roll(1, dims=0)
+def _check_loss_alone(loss_fn: LossFunction, outputs: Outputs, targets: Tensor, eps: float) -> None:
+    """The loss of given outputs must be the mean over them."""
+    size = len(targets)
     try:
-        # What the loss keeps from the model's last pass now belongs to other examples.
-        if not abs(float(loss_fn(outputs, targets)) - whole) <= slack:
-            return
-        large = float(loss_fn(others, targets))
-        values = [float(loss_fn(others[rows], targets[rows])) for rows in _parts(targets)]
+        whole = _value(loss_fn, outputs, targets)
+        losses = [
+            _value(loss_fn, _cut(outputs, rows, size), targets[rows]) for rows in _parts(size)
+        ]
     except torch.OutOfMemoryError:
         raise
     except Exception:  # not every loss takes outputs that are not the model's
         return
-    if math.isfinite(large):
-        scale = max(abs(large), _term(loss_fn, others, targets))
-        _compare(large, values, targets, _LOSS_UNITS * eps * scale)
+    if math.isfinite(whole):
+        scale = max(abs(whole), _term(loss_fn, outputs, targets))
+        _compare(whole, losses, targets, _LOSS_UNITS * eps * scale)
 
 
-def _parts(targets: Tensor) -> tuple[slice, slice]:
-    """Two parts whose sizes share no divisor: halves may hold equally many labels left out."""
+def _parts(size: int) -> list[slice]:
+    """Small parts of 2, 3, 4, ... examples, single ones where there are fewer than 4.
+
+    The smaller a part, the further its mean is from that of all; in parts of one size the weights
+    of a loss could cancel.
+    """
+    lengths: list[int] = []
+    left, length = size, 2 if size > 3 else 1
+    while left >= 2 * length + (size > 4):
+        lengths.append(length)
+        left, length = left - length, length + (size > 3)
+    ends = list(accumulate([*lengths, left]))
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def _compare(whole: float, losses: list[float], targets: Tensor, slack: float) -> None:
+    """Refuse a loss of a batch that is not the mean of those of its parts."""
     size = len(targets)
-    cut = next((k for k in range(size // 2, 0, -1) if math.gcd(k, size) == 1), 1)
-    return slice(0, cut), slice(cut, size)
-
-
-def _compare(whole: float, values: list[float], targets: Tensor, slack: float) -> None:
-    """Refuse a loss of a batch that is not the mean of the ``values`` of its two parts."""
-    sizes = [len(targets[rows]) for rows in _parts(targets)]
-    mean = sum(v * n for v, n in zip(values, sizes, strict=True)) / len(targets)
+    sizes = [len(targets[rows]) for rows in _parts(size)]
+    mean = sum(value * n for value, n in zip(losses, sizes, strict=True)) / size
     if abs(whole - mean) <= slack:  # false where a part is not finite
         return
-    causes = (
-        "reduction='sum', class weights, ignored labels, targets of another shape than the outputs?"
-    )
-    if bool(marked(targets).any()):
-        causes += " If labels below 0 are left out, take reduction='sum' and divide by len(targets)"
     raise ValueError(
         f"the loss of a batch is not the mean over its examples: {whole:.6g} for the batch, "
-        f"{mean:.6g} from two parts of it ({causes})"
+        f"{mean:.6g} from parts of it (reduction='sum', class weights, ignored labels, targets of "
+        f"another shape than the outputs?{_aside(targets)})"
     )
 
 
-def _term(loss_fn: Callable[[Any, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> float:
+def _aside(targets: Tensor) -> str:
+    """What to do about labels below 0, if there are any."""
+    signed = targets.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
+    if not (signed and bool((targets < 0).any())):
+        return ""
+    return " If labels below 0 are left out, take reduction='sum' and divide by len(targets)"
+
+
+def _term(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> float:
     """Mean absolute loss of some single examples; 0 where they have none."""
-    places = torch.linspace(0, len(targets) - 1, min(_SINGLE, len(targets))).round().long()
+    size = len(targets)
+    places = torch.linspace(0, size - 1, min(_SINGLE, size)).round().long().tolist()
     try:
-        values = [abs(float(loss_fn(outputs[i : i + 1], targets[i : i + 1]))) for i in places]
+        values = [
+            abs(_value(loss_fn, _cut(outputs, slice(i, i + 1), size), targets[i : i + 1]))
+            for i in places
+        ]
     except torch.OutOfMemoryError:
         raise
     except Exception:
@@ -162,14 +200,102 @@ def _term(loss_fn: Callable[[Any, Tensor], Tensor], outputs: Tensor, targets: Te
     return sum(values) / len(values) if values else 0.0
 
 
-def _alike(part: Any, expected: Tensor) -> bool:
-    """Whether the outputs of a part are, but for rounding, that part of the outputs."""
-    if not isinstance(part, Tensor) or part.shape != expected.shape:
+def _call(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> Tensor:
+    """The loss of a copy of the outputs: some work in place."""
+
+    def copy(leaf: Any) -> Any:
+        return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+    return loss_fn(tree_map(copy, outputs), targets)
+
+
+def _value(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> float:
+    return float(_call(loss_fn, outputs, targets))
+
+
+def _cut(outputs: Outputs, rows: slice, size: int) -> Outputs:
+    """The rows of all outputs whose first axis is the example."""
+
+    def cut(leaf: Any) -> Any:
+        whole = isinstance(leaf, Tensor) and leaf.shape[:1] == (size,)
+        return leaf[rows] if whole else leaf
+
+    return tree_map(cut, outputs)
+
+
+def _join(*leaves: Any) -> Any:
+    return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+
+
+def _exchanged(outputs: Outputs) -> Outputs:
+    """Each example with the outputs of another; outputs that are all alike get a wave on top."""
+    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    alike = all(torch.equal(leaf.roll(1, dims=0), leaf) for leaf in tensors)
+
+    def exchange(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if alike and leaf.is_floating_point():
+            places = torch.arange(leaf.numel(), device=leaf.device).reshape(leaf.shape)
+            return leaf + (1 + places).sin().to(leaf)
+        return leaf.roll(1, dims=0)
+
+    return tree_map(exchange, outputs)
+
+
+def _first_axis(outputs: Outputs, size: int) -> bool:
+    """Whether outputs are tensors whose first axis is the example."""
+    tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+    return bool(tensors) and all(leaf.shape[:1] == (size,) for leaf in tensors)
+
+
+def _alike(part: Outputs, outputs: Outputs, rows: slice, eps: float) -> bool:
+    """Whether the outputs of a part are, but for rounding, those rows of the outputs."""
+    for a, whole in zip(tree_leaves(part), tree_leaves(outputs), strict=True):
+        if not (isinstance(a, Tensor) and a.is_floating_point()):
+            continue
+        if a.shape[1:] != whole.shape[1:]:
+            return False
+        finite = whole[torch.isfinite(whole).reshape(len(whole), -1).all(dim=1)]
+        size = spread = 0.0
+        if finite.numel():
+            size = float(finite.abs().max())
+            spread = float((finite - finite.mean(dim=0)).abs().max())
+        slack = max(1e-2 * spread, _ROUNDING_UNITS * eps * size)
+        if not torch.allclose(a, whole[rows], rtol=0.0, atol=slack, equal_nan=True):
+            return False
+    return True
+
+
+def _gives(
+    loss_fn: LossFunction, outputs: Outputs, targets: Tensor, value: float, slack: float
+) -> bool:
+    """Whether the loss of these outputs is this value."""
+    try:
+        return abs(_value(loss_fn, outputs, targets) - value) <= slack
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:
         return False
-    if not part.is_floating_point():
-        return torch.equal(part, expected)
-    size = float(expected.abs().max()) if expected.numel() else 0.0
-    return torch.allclose(part, expected, rtol=0.0, atol=1e-2 * size)
+
+
+def _eps(loss_fn: LossFunction, outputs: Outputs, targets: Tensor, dtype: torch.dtype) -> float:
+    """The coarsest unit in the last place of weights, outputs and loss."""
+    kinds = {dtype, _call(loss_fn, outputs, targets).dtype}
+    for leaf in tree_leaves(outputs):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            kinds.add(leaf.dtype)
+    return max(torch.finfo(kind).eps for kind in kinds)
+
+
+def _finite_loss(
+    model: nn.Module, loss_fn: LossFunction, outputs: Outputs, inputs: Tensor, targets: Tensor
+) -> float:
+    value = _loss_of(loss_fn, outputs, targets)
+    if not math.isfinite(value):
+        reason = not_finite(model, [(inputs, targets)]) or "check data and weights"
+        raise ValueError(f"the loss is {value}: {reason}{_aside(targets)}")
+    return value
 
 
 def _outputs_of(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Any:
@@ -181,14 +307,16 @@ def _outputs_of(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Any:
         hint = ""
         if inputs.is_floating_point() and inputs.dtype != dtype:
             hint = f" (the data hold {inputs.dtype}, the weights are {dtype})"
+        elif "does not require grad" in str(error):
+            hint = " (a model that differentiates needs torch.enable_grad() inside forward)"
         raise ValueError(
             f"the model fails on a batch of {len(inputs)}: {_said(error)}{hint}"
         ) from error
 
 
-def _loss_of(loss_fn: Callable[[Any, Tensor], Tensor], outputs: Any, targets: Tensor) -> float:
+def _loss_of(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> float:
     try:
-        loss = loss_fn(outputs, targets)
+        loss = _call(loss_fn, outputs, targets)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -217,7 +345,7 @@ def _choice(outputs: Any) -> str:
         return ""
     kind = type(outputs).__name__
     advice = "let loss_fn choose from it"
-    if outputs and isinstance(outputs, (Mapping, tuple, list)):
+    if isinstance(outputs, (Mapping, tuple, list)) and outputs:
         key = repr(next(iter(outputs))) if isinstance(outputs, Mapping) else "0"
         advice += f", as in lambda outputs, targets: loss(outputs[{key}], targets)"
     return f" (the model returns a {kind}: {advice})"

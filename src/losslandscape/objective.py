@@ -17,13 +17,16 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from losslandscape.distributed import Ranks
-from losslandscape.mean_check import check_mean_loss, marked
+from losslandscape.mean_check import check_mean_loss
 
 LossFunction = Callable[[Any, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
 
 # What makes the loss of an example depend on chance or on its batch, and may be asked for by name.
 ALLOWED = ("batchnorm", "dropout")
+
+# On so many examples a loss is tried, so many of them chosen for their labels.
+_EXAMPLES, _LABELS = 32, 16
 
 
 class MeanLoss:
@@ -39,6 +42,7 @@ class MeanLoss:
     Attributes:
         params: The chosen parameters in ``model.parameters()`` order, each once.
         batches: ``(inputs, targets)`` chunks of at most ``chunk_size`` examples.
+        largest_batch: Examples in the largest batch of the data as given.
         ranks: The processes that share the data, ``None`` where there is one only.
         before: How many examples the ranks before this one hold.
         examples: How many examples the mean is over, those of all ranks.
@@ -97,13 +101,19 @@ class MeanLoss:
         with untouched(self.model):
             # With batch statistics an example's loss depends on its batch: batches stay whole.
             size = None if "batchnorm" in self.allow else self.chunk_size
-            self.batches = [batch for batch in _split(_as_batches(data), size) if len(batch[1])]
+            given = list(_as_batches(data))
+            self.batches = [batch for batch in _split(given, size) if len(batch[1])]
+        self.largest_batch = max((len(targets) for _, targets in given), default=0)
         if self.batches:
             _refuse(self.model, self.allow)
-            inputs, targets = _trial(self.batches, max(2, self.chunk_size), self.device)
+            step = max(2, min(self.chunk_size, self.largest_batch))
+            inputs, targets = _trial(self.batches, step, self.device)
             with untouched(self.model):
                 check_mean_loss(
-                    self.model, self.loss_fn, inputs, targets, dtype=self.dtype, allow=self.allow
+                    *(self.model, self.loss_fn, inputs, targets),
+                    step=step,
+                    dtype=self.dtype,
+                    allow=self.allow,
                 )
         return sum(len(targets) for _, targets in self.batches)
 
@@ -279,7 +289,7 @@ def select_parameters(
         if isinstance(params, Tensor) or not all(isinstance(p, Tensor) for p in asked):
             raise TypeError(
                 "params must be a list of parameters, such as list(layer.parameters()), "
-                f"got {type(params).__name__}"
+                f"got {_kind(params, asked)}"
             )
         wanted = {id(p) for p in asked}
         chosen = [p for p in own if id(p) in wanted]
@@ -297,6 +307,13 @@ def select_parameters(
     if len({(p.dtype, p.device) for p in chosen}) > 1:
         raise ValueError("the parameters differ in dtype or device: move the model to one of each")
     return chosen
+
+
+def _kind(given: Any, items: list[Any]) -> str:
+    """What this is a thing of, for a message: that of the first item that is no tensor."""
+    kind = type(given).__name__
+    wrong = [item for item in items if not isinstance(item, Tensor) and item is not given]
+    return f"{kind} of {type(wrong[0]).__name__}" if wrong else kind
 
 
 def _listed(given: Any) -> list[Any]:
@@ -373,22 +390,49 @@ def _split(batches: Iterable[Batch], chunk_size: int | None) -> Iterator[Batch]:
             yield inputs[start : start + step], targets[start : start + step]
 
 
-def _trial(batches: list[Batch], count: int, device: torch.device) -> Batch:
-    """At most ``count`` examples from all batches, on which a loss shows whether it is a mean.
+def _trial(batches: list[Batch], step: int, device: torch.device) -> Batch:
+    """Some 32 examples of all kinds, on which a loss shows whether it is a mean.
 
-    They are spread over the whole, for data may be sorted by class; half of them have labels below
-    0, if there are any, for those are often left out.
-    Batches of different shapes cannot be mixed: there it is one of them.
+    Of integer targets up to 16 labels are in, among them the smallest and the largest (of an
+    example with many labels, its extremes count), for labels may have weights or be left out; the
+    others are spread over all batches, for data may be sorted.
+    Inputs of different shapes cannot be mixed: then it is the largest group of one shape, of those
+    with labels below 0 if there are any.
+    The number is a multiple of ``step``, if there are more.
     """
-    flags = [marked(targets) for _, targets in batches]
-    if len({(x.shape[1:], x.dtype, y.shape[1:], y.dtype) for x, y in batches}) > 1:
-        some = next((b for b, flag in zip(batches, flags, strict=True) if flag.any()), batches[0])
-        return some[0].to(device), some[1].to(device)
-    special = torch.cat(flags)
-    odd = _spread(special.nonzero()[:, 0], count // 2)
-    usual = _spread((~special).nonzero()[:, 0], count - len(odd))
-    picked = _rows_of(batches, usual) + _rows_of(batches, odd)
-    return _joined([(inputs.to(device), targets.to(device)) for inputs, targets in picked])
+    groups: dict[Any, list[Batch]] = {}
+    for x, y in batches:
+        groups.setdefault((x.shape[1:], x.dtype, y.shape[1:], y.dtype), []).append((x, y))
+    found = [(some, torch.cat([_extreme_labels(y) for _, y in some])) for some in groups.values()]
+    group, labels = max(found, key=lambda one: (bool((one[1] < 0).any()), len(one[1])))
+    rows = []
+    for column in labels.unbind(dim=1):
+        rows += _one_of_each(column, _LABELS // labels.shape[1])
+    rows += _spread(torch.arange(len(labels)), _EXAMPLES).tolist()
+    rows = list(dict.fromkeys(rows))[:_EXAMPLES]
+    count = len(rows) - len(rows) % step if len(rows) > step else len(rows)
+    picked = [_rows_of(group, torch.tensor([row])) for row in rows[:count]]
+    return _joined([(x.to(device), y.to(device)) for one in picked for x, y in one])
+
+
+def _extreme_labels(targets: Tensor) -> Tensor:
+    """The label ``(n, 1)`` of each example, or its smallest and largest ``(n, 2)``; else none."""
+    if targets.is_floating_point() or targets.is_complex() or not targets.numel():
+        return torch.zeros(len(targets), 0, dtype=torch.int64)
+    if targets.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64):
+        targets = targets.long()  # torch does not order the others
+    flat_targets = targets.reshape(len(targets), -1)
+    ends = [flat_targets.amin(dim=1), flat_targets.amax(dim=1)]
+    return torch.stack(ends[: flat_targets.shape[1]], dim=1).long().cpu()
+
+
+def _one_of_each(labels: Tensor, count: int) -> list[int]:
+    """Places of one example of each label, of at most ``count`` evenly spaced ones."""
+    values, group = labels.unique(return_inverse=True)
+    first = torch.full((len(values),), len(labels)).scatter_reduce(
+        0, group, torch.arange(len(labels)), "amin"
+    )
+    return _spread(first, count).tolist()
 
 
 def _spread(rows: Tensor, count: int) -> Tensor:
@@ -457,12 +501,17 @@ def _check_order(model: Any, loss_fn: Any) -> None:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Run model code and put back the random state and the buffers afterwards."""
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     with torch.random.fork_rng(devices=[d.index for d in devices]):
         try:
             yield
         finally:
             with torch.no_grad():
-                for buffer, before in buffers:
+                for module, name, buffer, before in buffers:
+                    setattr(module, name, buffer)  # a pass may have put another in its place
                     if not torch.equal(buffer, before):
                         buffer.copy_(before)

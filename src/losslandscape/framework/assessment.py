@@ -93,8 +93,8 @@ def assess(
         rescalings: How many random rescalings the verdict has to survive; 0 leaves the check out.
         time_budget: Seconds; a smaller Hessian set, fewer rescalings and a shorter polish keep
             to it as far as possible, and ``notes`` says so.
-        chunk_size: Largest number of examples in one pass; batches of a ``DataLoader`` stay whole
-            where their statistics are taken.
+        chunk_size: Largest number of examples in one pass; batches stay whole where their
+            statistics are taken.
         seed: Of subsets, probes, start vectors, rescalings and the polish.
         progress: Announce the cost and show a bar.
 
@@ -190,9 +190,9 @@ def assess(
 
 
 def _batch_size(data: Batch | Iterable[Batch], whole: MeanLoss) -> int:
-    """Examples in a batch, as the loader says; without one, in the largest chunk."""
-    size = getattr(data, "batch_size", None)
-    return size if isinstance(size, int) else max(len(targets) for _, targets in whole.batches)
+    """Examples in a batch of the data; those of a pair ``(X, y)`` have to be cut."""
+    pair = isinstance(data, (tuple, list)) and isinstance(data[0], torch.Tensor)
+    return min(whole.chunk_size, whole.examples) if pair else whole.largest_batch
 
 
 def verdict_of(
