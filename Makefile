@@ -5,6 +5,7 @@ VENV ?= .venv
 JOBS ?= 2
 # What `make test` executes again and compares with its stored outputs.
 NOTEBOOKS ?= notebooks
+TESTS ?= tests
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.losslandscape-installed
 
@@ -19,6 +20,8 @@ help:  ## Show this list
 	@echo
 	@echo "make book CHAPTERS=none           its pages from the stored notebooks, in a few minutes"
 	@echo "make book DATASET=mnist SEEDS=3   the same book with other parameters, in _build/ only"
+	@echo "make test TESTS= NOTEBOOKS=notebooks/02_*.ipynb   one notebook against its stored outputs"
+	@echo "make test TESTS=tests/test_eigen.py NOTEBOOKS=    the tests of one file"
 
 doctor:  ## Tell what this computer lacks, and what to do about it
 	@$(PYTHON) src/losslandscape/doctor.py --venv $(VENV)
@@ -42,7 +45,7 @@ notebooks: $(INSTALLED)  ## Execute stale chapters again and store their noteboo
 	$(BIN)/doit -n $(JOBS) notebooks $(if $(FORCE),force=$(FORCE))
 
 test: $(INSTALLED)  ## Run the tests, the notebooks against their stored outputs, the built pages
-	$(BIN)/python -m pytest tests $(NOTEBOOKS) -n logical --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
+	$(BIN)/python -m pytest $(TESTS) $(NOTEBOOKS) -n logical --maxprocesses 4 --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg
 
 lint: $(INSTALLED)  ## Style, types and the direction of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

@@ -3,11 +3,13 @@
 import filecmp
 import hashlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from doit import get_var
@@ -15,6 +17,7 @@ from doit.exceptions import InvalidDodoFile, TaskFailed
 from doit.tools import config_changed
 
 from losslandscape.doctor import find_browser
+from losslandscape.lab.data import DATASETS
 from losslandscape.report import execute, outputs, paper, picture
 
 Task = dict[str, Any]
@@ -37,11 +40,26 @@ DOIT_CONFIG = {
 }
 
 
+def end_in_a_line(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """End on Ctrl-C or `kill` with one line in place of a traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nstopped; what is finished is kept, the next call goes on", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = end_in_a_line
+# `kill` ends the workers too, as Ctrl-C does.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 def asked_for(text: Path) -> dict[str, Any]:
     """Return those parameters of the command line that this chapter defines.
 
     Raises:
-        InvalidDodoFile: A value is of another type than the chapter's default.
+        InvalidDodoFile: A value is of another type than the chapter's default, or no data set.
     """
     known = execute.default_parameters(text)
     given = {name: get_var(name, "") for name in ("dataset", "seeds")}
@@ -52,6 +70,8 @@ def asked_for(text: Path) -> dict[str, Any]:
                 f"{name.upper()}={given[name]} is not of the kind of {text.stem}'s own value, "
                 f"{known[name]!r}"
             )
+        if name == "dataset" and value not in DATASETS:
+            raise InvalidDodoFile(f"DATASET={value}: choose one of {', '.join(DATASETS)}")
     return chosen
 
 

@@ -63,6 +63,12 @@ class Masked(nn.Module):
         return self.inner(x) + torch.tensor([0.0, 0.0, -torch.inf])
 
 
+def shifted():
+    model = linear(999, 1)
+    model.bias.data += 1e6
+    return model
+
+
 def interpolating():
     x, model = normal(100, 999), linear(999, 1)
     model.weight.data *= 1e6
@@ -122,6 +128,11 @@ def accepted():
             linear(),
             lambda outputs, targets: cross_entropy(outputs, targets.long()),
             (x, y.to(torch.uint16)),
+        ),
+        "outputs with a large offset": (
+            shifted(),
+            lambda o, t: mse_loss(o - 1e6, t),
+            (many, x[:, :1]),
         ),
         "outputs far larger than what is left of the loss": interpolating(),
         "a loss that works in place": (
@@ -284,6 +295,13 @@ def test_no_chance_lets_a_fault_pass(name, chunk_size, seed):
     model, loss_fn, data = SUBTLE[name](seed)
     with pytest.raises(ValueError, match="not the mean over its examples"):
         HessianOperator(model, loss_fn, data, chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_rows_of_tokens_are_tried_in_small_groups(seed):
+    model, loss_fn, data = padded(seed, flat=True)
+    with pytest.raises(ValueError, match="not the mean over its examples"):
+        HessianOperator(model, loss_fn, data)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5, 50, 200])

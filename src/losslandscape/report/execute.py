@@ -29,6 +29,7 @@ from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
 import losslandscape
+from losslandscape.lab import records
 from losslandscape.lab.source import normalised_source
 
 PACKAGE = Path(losslandscape.__file__).parent
@@ -67,7 +68,8 @@ def _run(text_path: Path, parameters: Mapping[str, Any]) -> NotebookNode:
     with tempfile.TemporaryDirectory() as scratch:
         source, result = Path(scratch, "source.ipynb"), Path(scratch, "result.ipynb")
         nbformat.write(jupytext.read(text_path), source)
-        try:
+
+        def execute_once() -> None:
             papermill.execute_notebook(
                 source,
                 result,
@@ -76,6 +78,15 @@ def _run(text_path: Path, parameters: Mapping[str, Any]) -> NotebookNode:
                 cwd=text_path.parent,
                 extra_arguments=["--IPKernelApp.log_level=40"],  # no advice on local sockets
             )
+
+        try:
+            try:
+                execute_once()
+            except RuntimeError as error:
+                # Of two kernels that start at one moment, one may find its port taken.
+                if "Kernel didn't respond" not in str(error):
+                    raise
+                execute_once()
         except PapermillExecutionError as error:
             message = str(error.evalue).strip().split("\n")[0]
             raise ExecutionError(
@@ -314,6 +325,7 @@ def _environment() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": str(os.cpu_count()),
         "threads": os.environ.get("OMP_NUM_THREADS", "not set"),
+        **{part: str(records.environment()[part]) for part in ("processor", "instructions")},
     }
     for package in ("torch", "numpy"):
         try:

@@ -97,9 +97,13 @@ def notebooks(root: Path) -> Table:
                     f"{part} {machine[part]}" for part in ("python", "torch") if part in machine
                 )
                 or UNKNOWN,
+                ", ".join(
+                    machine[part] for part in ("processor", "instructions") if part in machine
+                )
+                or UNKNOWN,
             ]
         )
-    return ["Notebook", "Time", "Inputs", "Parameters", "Defaults", "Run with"], rows
+    return ["Notebook", "Time", "Inputs", "Parameters", "Defaults", "Run with", "Run on"], rows
 
 
 def studies(root: Path) -> Table:
