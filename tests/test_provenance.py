@@ -26,6 +26,7 @@ def test_a_notebook_is_described_by_its_stamp(tmp_path):
         "defaults": True,
         "environment": {"python": "3.11.7", "torch": "2.13.0", "system": "Linux"},
     }
+    stamp["environment"] |= {"processor": "A Chip", "instructions": "AVX2"}
     told = new_notebook(metadata={"losslandscape": stamp})
     nbformat.write(told, tmp_path / "notebooks/01_told.ipynb")
     nbformat.write(new_notebook(), tmp_path / "notebooks/02_silent.ipynb")
@@ -37,8 +38,9 @@ def test_a_notebook_is_described_by_its_stamp(tmp_path):
         "dataset = 'digits', seeds = 3",
         "yes",
         "python 3.11.7, torch 2.13.0",
+        "A Chip, AVX2",
     ]
-    assert rows[1] == ["02_silent", "-", "-", "none", "-", "-"]
+    assert rows[1] == ["02_silent", "-", "-", "none", "-", "-", "-"]
 
 
 def test_a_study_is_summed_over_its_runs_wherever_they_keep_a_value(tmp_path):

@@ -30,7 +30,7 @@ class BuildDiff(SphinxDirective):
         found = outputs.compare_folders(clone / "notebooks", source / "notebooks")
         rows = [[finding.chapter, finding.word, finding.text] for finding in found]
         text = f"{outputs.summary(found)}."
-        return [nodes.paragraph(text=text), _table(["Chapter", "Outputs", "Where"], rows)]
+        return [nodes.paragraph(text=text), _table(["Chapter", "Outputs", "Details"], rows)]
 
 
 class DiffReport(SphinxDirective):

@@ -76,7 +76,8 @@ def _run(text_path: Path, parameters: Mapping[str, Any]) -> NotebookNode:
                 parameters=dict(parameters),
                 progress_bar={"desc": text_path.stem},
                 cwd=text_path.parent,
-                extra_arguments=["--IPKernelApp.log_level=40"],  # no advice on local sockets
+                # Neither advice on local sockets nor what an interrupt breaks.
+                extra_arguments=["--IPKernelApp.log_level=50"],
             )
 
         try:

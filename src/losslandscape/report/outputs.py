@@ -3,7 +3,8 @@
 Floating point is not the same on every processor. In a cell tagged ``rtol-1e-3`` the text around
 the numbers must still match to the letter, and each number may differ from the stored one by that
 relative tolerance. A cell tagged ``nbval-ignore-output`` shows what no two executions share, such
-as times. Pictures are drawn anew and not compared.
+as times. Pictures are drawn anew and not compared. Cells are numbered as nbval numbers them: those
+with code, from 0.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -30,8 +31,12 @@ NUMBER = re.compile(
 )
 PADDING = re.compile(r" +")  # columns are as wide as their numbers
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}")  # of an object in memory
-WORDS = ("same", "within tolerance", "differs", "not compared", "as stored")
+HEADING = re.compile(r"^##+ +(.+)$", re.MULTILINE)
+TEX = re.compile(r"[$\\{}]")  # signs of a formula in a heading
+COMPARED = ("same", "within tolerance", "differs")
+WORDS = (*COMPARED, "not compared", "as stored")
 SHOWN = 60  # characters of an output in a message
+MOST_CELLS = 5  # in a message
 
 
 @dataclass(frozen=True)
@@ -41,12 +46,30 @@ class Finding:
     Attributes:
         chapter: Its name.
         word: One of :data:`WORDS`.
-        text: The first difference, or why nothing was compared; else empty.
+        text: What differs, or how far numbers moved, and what is not compared.
     """
 
     chapter: str
     word: str
     text: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One line of a cell's outputs that is not the stored one.
+
+    Attributes:
+        key: Under which the value is glued, for the text of the chapter; else empty.
+        stored: The line as stored; empty where there is none.
+        fresh: The line as it is now; empty where there is none.
+    """
+
+    key: str = ""
+    stored: str = ""
+    fresh: str = ""
+
+
+NO_LINE = Change()  # where all lines agree, and outputs are of another kind
 
 
 def compare_folders(stored: Path, fresh: Path) -> list[Finding]:
@@ -58,13 +81,21 @@ def summary(findings: list[Finding]) -> str:
     """How many chapters came out how.
 
     >>> summary([Finding("a", "same"), Finding("b", "differs", "1"), Finding("c", "as stored")])
-    '2 chapters executed: 1 same, 1 differs; 1 as stored'
+    '2 chapters compared: 1 same, 1 differs; 1 as stored'
     """
     counts = Counter(finding.word for finding in findings)
-    stored = counts.pop("as stored", 0)
-    words = ", ".join(f"{counts[word]} {word}" for word in WORDS if counts[word])
-    text = f"{counts.total()} chapters executed" + (f": {words}" if words else "")
-    return f"{text}; {stored} as stored" if stored else text
+    words = [f"{counts[word]} {word}" for word in COMPARED if counts[word]]
+    if counts["differs"] > 1:
+        words[-1] = words[-1].removesuffix("s")
+    text = counted(sum(counts[word] for word in COMPARED), "chapter") + " compared"
+    parts = [f"{text}: {', '.join(words)}" if words else text]
+    parts += [f"{counts[word]} {word}" for word in WORDS if word not in COMPARED and counts[word]]
+    return "; ".join(parts)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 cell``, ``2 cells``."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def compare_files(stored: Path, fresh: Path) -> Finding:
@@ -86,17 +117,67 @@ def compare(stored: NotebookNode, fresh: NotebookNode) -> tuple[str, str]:
     pair = [[c for c in book.cells if c.cell_type == "code"] for book in (stored, fresh)]
     if [cell.source for cell in pair[0]] != [cell.source for cell in pair[1]]:
         return "not compared", "its code is not that of the stored notebook"
-    word = "same"
-    for place, (old, new) in enumerate(zip(*pair, strict=True), start=1):
-        tags = list(new.metadata.get("tags", []))
+    differing, moved = [], []
+    for place, (old, new, heading) in enumerate(zip(*pair, headings(fresh), strict=True)):
         a, b = comparable(old), comparable(new)
-        if a == b or FREE in tags:
+        if a == b or is_free(new):
             continue
-        rtol = tolerance(tags)
+        rtol, found = tolerance(new.metadata.get("tags", [])), changes(old, new)
         if rtol is None or snap(b, a, rtol) != a:
-            return "differs", f"cell {place}: {_first_difference(a, b)}"
-        word = "within tolerance"
-    return word, ""
+            first = _first_outside(found, rtol)
+            differing.append(f"{_where(place, first, heading)}: {_difference(first, rtol)}")
+        else:
+            most = max(found, key=_largest, default=NO_LINE)
+            moved.append((_largest(most), rtol, _where(place, most, heading)))
+    word, texts = "same", []
+    if differing:
+        word, texts = "differs", differing[:MOST_CELLS]
+        if more := len(differing) - len(texts):
+            texts.append(f"and {counted(more, 'more cell')}")
+    elif moved:
+        share, limit, where = max(moved)
+        text = f"at most {percent(share)} where {percent(limit)} is allowed, in {where}"
+        word, texts = "within tolerance", [f"{counted(len(moved), 'cell')}, {text}"]
+    return word, "; ".join([*texts, *_left_out(pair[1])])
+
+
+def headings(book: NotebookNode) -> list[str]:
+    """Return for each cell with code the heading under which a reader finds it."""
+    found, heading = [], ""
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            found.append(heading)
+        elif cell.cell_type == "markdown":
+            heading = [heading, *HEADING.findall(cell.source)][-1]
+    return [TEX.sub("", heading) for heading in found]
+
+
+def is_free(cell: NotebookNode) -> bool:
+    """Say whether this cell may show anything."""
+    return FREE in cell.metadata.get("tags", [])
+
+
+def is_picture(mime: str) -> bool:
+    """Say whether this part of an output is a picture."""
+    return mime.startswith("image/")
+
+
+def _left_out(cells: list[NotebookNode]) -> list[str]:
+    """How many outputs are not compared, in words; nothing if all are."""
+    free = sum(is_free(cell) and bool(cell.outputs) for cell in cells)
+    pictures = sum(
+        any(map(is_picture, output.get("data", {})))
+        for cell in cells
+        if not is_free(cell)
+        for output in cell.outputs
+    )
+    found = [counted(n, noun) for n, noun in ((free, "cell"), (pictures, "picture")) if n]
+    return [f"not compared: {', '.join(found)}"] if found else []
+
+
+def _where(place: int, change: Change, heading: str) -> str:
+    name = change.key or (f'under "{heading}"' if heading else "")
+    return f"cell {place} ({name})" if name else f"cell {place}"
 
 
 def comparable(cell: NotebookNode) -> list[Any]:
@@ -104,7 +185,7 @@ def comparable(cell: NotebookNode) -> list[Any]:
     found: list[Any] = []
     for output in cell.outputs:
         data = output.get("data") or {output.get("name", output.output_type): output.get("text")}
-        plain = {mime: _plain(text) for mime, text in data.items() if not mime.startswith("image/")}
+        plain = {mime: _plain(text) for mime, text in data.items() if not is_picture(mime)}
         # How a figure calls itself says how large it is on this computer's backend.
         if len(plain) < len(data):
             plain.pop("text/plain", None)
@@ -116,20 +197,83 @@ def _plain(text: Any) -> Any:
     return ADDRESS.sub("ADDRESS", text) if isinstance(text, str) else text
 
 
-def _first_difference(stored: Any, fresh: Any) -> str:
-    """The first lines that do not agree, in words."""
-    for old, new in zip_longest(_lines(stored), _lines(fresh), fillvalue="nothing"):
-        if old != new:
-            return f"{new[:SHOWN]!r} instead of {old[:SHOWN]!r}"
-    return "outputs of another kind"
+def changes(stored: NotebookNode, fresh: NotebookNode) -> list[Change]:
+    """Return the lines of a cell's outputs that are not the stored ones."""
+    pairs = zip_longest(_lines(stored), _lines(fresh), fillvalue=("", ""))
+    return [Change(new[0] or old[0], old[1], new[1]) for old, new in pairs if old != new]
 
 
-def _lines(part: Any) -> list[str]:
-    if isinstance(part, Mapping):
-        part = list(part.values())
-    if isinstance(part, list):
-        return [line for item in part for line in _lines(item)]
-    return [line.strip() for line in str(part).splitlines() if line.strip()]
+def _lines(cell: NotebookNode) -> Iterator[tuple[str, str]]:
+    """Each line of what is compared, after the key under which it is glued."""
+    for output, parts in zip(cell.outputs, comparable(cell), strict=True):
+        key = output.get("metadata", {}).get("scrapbook", {}).get("name", "")
+        # In plain text the row of a table is one line.
+        for mime in sorted(parts, key=lambda mime: (mime != "text/plain", mime)):
+            for line in str(parts[mime]).splitlines():
+                if line.strip():
+                    yield key, line.strip().strip("'" if key else None)
+
+
+def _first_outside(found: list[Change], rtol: float | None) -> Change:
+    """The first line that no tolerance covers."""
+    outside = [c for c in found if snap(c.fresh, c.stored, rtol or 0.0) != c.stored]
+    return next(iter([*outside, *found]), NO_LINE)
+
+
+def _difference(change: Change, rtol: float | None) -> str:
+    """What a line says and what it should: the first number outside its limit, or its words."""
+    if change == NO_LINE:
+        return "outputs of another kind"
+    fresh, stored = PADDING.sub(" ", change.fresh), PADDING.sub(" ", change.stored)
+    if blanked(fresh) == blanked(stored):
+        for new, old in zip(NUMBER.finditer(fresh), NUMBER.finditer(stored), strict=True):
+            if not close(new[0], old[0], rtol or 0.0):
+                share = relative_change(new[0], old[0])
+                text = f"{new[0]} instead of {old[0]}, "
+                text += f"a change of {percent(share)} " if math.isfinite(share) else ""
+                text += f"where {percent(rtol) if rtol else 'none'} is allowed"
+                return text if fresh == new[0] else f"{text}, in {_cut(fresh, new.start())}"
+    if fresh == stored:
+        fresh, stored = change.fresh, change.stored
+    letters = enumerate(zip_longest(fresh, stored))
+    at = next((place for place, (new, old) in letters if new != old), 0)
+    return f"{_cut(fresh, at)} instead of {_cut(stored, at)}"
+
+
+def _cut(line: str, at: int) -> str:
+    """A line in quotes; of a long one the part around a place."""
+    if not line:
+        return "nothing"
+    start = max(0, at - SHOWN // 2) if len(line) > SHOWN else 0
+    after = "..." if len(line) > start + SHOWN else ""
+    return repr(("..." if start else "") + line[start : start + SHOWN] + after)
+
+
+def _largest(change: Change) -> float:
+    """The largest relative change of a number in a line."""
+    pairs = zip(NUMBER.findall(change.fresh), NUMBER.findall(change.stored), strict=False)
+    return max((relative_change(new, old) for new, old in pairs), default=0.0)
+
+
+def relative_change(new: str, stored: str) -> float:
+    """Return by what share of the stored number the new one differs; infinity if that is 0.
+
+    >>> relative_change("1.1", "1.0"), relative_change("1", "0"), relative_change("nan", "nan")
+    (0.10000000000000009, inf, 0.0)
+    """
+    if close(new, stored, 0.0):
+        return 0.0
+    a, b = number(new), number(stored)
+    return abs(a - b) / abs(b) if b else math.inf
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, with three digits.
+
+    >>> percent(0.28947), percent(1e-6), percent(20)
+    ('28.9 %', '0.0001 %', '2000 %')
+    """
+    return f"{float(f'{100 * share:.3g}'):g} %"
 
 
 def tolerance(tags: list[str]) -> float | None:
@@ -151,7 +295,7 @@ def number(text: str) -> float:
 
 
 def close(new: str, stored: str, rtol: float) -> bool:
-    """Compare two numbers; nan equals nan.
+    """Compare two numbers; nan equals nan, and infinity itself only.
 
     >>> close("1.001", "1.0", 1e-2), close("1.1", "1.0", 1e-2), close("nan", "nan", 0)
     (True, False, True)
@@ -159,7 +303,7 @@ def close(new: str, stored: str, rtol: float) -> bool:
     a, b = number(new), number(stored)
     if math.isnan(a) or math.isnan(b):
         return math.isnan(a) and math.isnan(b)
-    return a == b or abs(a - b) <= rtol * abs(b) + ATOL
+    return a == b or (math.isfinite(b) and abs(a - b) <= rtol * abs(b) + ATOL)
 
 
 def snap(new: Any, stored: Any, rtol: float) -> Any:
@@ -177,9 +321,10 @@ def snap(new: Any, stored: Any, rtol: float) -> Any:
     if isinstance(new, float) and isinstance(stored, float):
         return stored if close(str(new), str(stored), rtol) else new
     if isinstance(new, str) and isinstance(stored, str):
-        same_text = blanked(new) == blanked(stored)
-        pairs = zip(NUMBER.findall(new), NUMBER.findall(stored), strict=same_text)
-        return stored if same_text and all(close(a, b, rtol) for a, b in pairs) else new
+        ours, theirs = NUMBER.findall(new), NUMBER.findall(stored)
+        if blanked(new) != blanked(stored) or len(ours) != len(theirs):
+            return new
+        return stored if all(close(a, b, rtol) for a, b in zip(ours, theirs, strict=True)) else new
     return new
 
 

@@ -83,19 +83,9 @@ def plane_of_points(view: Mapping[str, Any], points: Mapping[str, Sequence[float
     filled = _filled(axis, view, LogNorm(grid.min(), grid.max()))
     for name, (x, y) in points.items():
         known = CONFIGURATIONS.get(name, {"marker": "o", "color": "black"})
-        axis.plot(
-            x, y, known["marker"], color=known["color"], markeredgecolor="white", markersize=9
-        )
-        axis.annotate(
-            name,
-            (x, y),
-            xytext=(0, 9),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1},
-            color="black",
-        )
+        look: Any = {"color": known["color"], "markeredgecolor": "white", "markersize": 9}
+        axis.plot(x, y, known["marker"], linestyle="", label=name, **look)
+    legend_above(figure, axis)
     axis.set(aspect="equal", xlabel="distance in weight space", ylabel="distance")
     _scale(figure, filled, axis, shrink=0.8)
     return figure
@@ -122,7 +112,9 @@ def paths(positions: Sequence[float], found: Mapping[str, Mapping[str, Sequence[
     # Four plain numbers: between two powers of ten a logarithmic axis would show none or one.
     every = [loss for curves in found.values() for losses in curves.values() for loss in losses]
     ticks = np.geomspace(min(every), max(every), 4)
-    axes[0, 0].set_yticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
+    axes[0, 0].set_yticks(
+        ticks, labels=[f"{tick:.2g}" if tick < 100 else f"{tick:.0f}" for tick in ticks]
+    )
     axes[0, 0].minorticks_off()
     axes[0, 0].set_xticks([0, 0.5, 1], labels=["0", "0.5", "1"])
     for axis in axes[-1]:
@@ -162,7 +154,9 @@ def _scale(figure: Figure, filled: Any, axes: Any, **look: Any) -> None:
     """A colour bar with four plain numbers; its own logarithmic ticks may leave a single one."""
     bar = figure.colorbar(filled, ax=axes, **look)
     ticks = np.geomspace(filled.norm.vmin, filled.norm.vmax, 4)
-    bar.set_ticks(list(ticks), labels=[f"{tick:.2g}" for tick in ticks])
+    bar.set_ticks(
+        list(ticks), labels=[f"{tick:.2g}" if tick < 100 else f"{tick:.0f}" for tick in ticks]
+    )
     bar.minorticks_off()
     bar.set_label("$L$, nats")
 
