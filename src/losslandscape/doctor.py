@@ -87,7 +87,8 @@ def environment(venv: Path, root: Path = ROOT) -> Check:
         (p for p in (venv / "bin/python", venv / "Scripts/python.exe") if p.exists()), None
     )
     if python is None:
-        return Check("missing", f"no environment in {venv}", "make setup")
+        advice = "make setup (make book and make test begin with it)"
+        return Check("optional", f"no environment in {venv} yet", advice)
     listed = subprocess.run(
         [str(python), "-c", LISTED], capture_output=True, text=True, check=False
     )
