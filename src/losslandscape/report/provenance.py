@@ -93,17 +93,20 @@ def notebooks(root: Path) -> Table:
                 str(stamp.get("inputs", UNKNOWN))[:SHORT],
                 ", ".join(f"{name} = {value!r}" for name, value in parameters.items()) or "none",
                 {True: "yes", False: "no"}.get(stamp.get("defaults"), UNKNOWN),
-                ", ".join(
-                    f"{part} {machine[part]}" for part in ("python", "torch") if part in machine
-                )
-                or UNKNOWN,
-                ", ".join(
-                    machine[part] for part in ("processor", "instructions") if part in machine
-                )
-                or UNKNOWN,
+                ", ".join(_run_with(machine)) or UNKNOWN,
             ]
         )
-    return ["Notebook", "Time", "Inputs", "Parameters", "Defaults", "Run with", "Run on"], rows
+    return ["Notebook", "Time", "Inputs", "Parameters", "Defaults", "Run with"], rows
+
+
+def _run_with(machine: dict[str, str]) -> Iterator[str]:
+    """Versions by their names, then the processor and its instruction set."""
+    for part in ("python", "torch"):
+        if part in machine:
+            yield f"{part} {machine[part]}"
+    for part in ("processor", "instructions"):
+        if part in machine:
+            yield machine[part]
 
 
 def studies(root: Path) -> Table:
