@@ -142,7 +142,7 @@ def main(job, shards, out):
     if job != "lost":
         dist.destroy_process_group()
     # The answers are written. A thread of PyTorch that still runs when the interpreter ends would
-    # abort the process, once in hundreds of times on a busy machine.
+    # abort the process, as it did once on a busy machine.
     os._exit(0)
 
 
