@@ -18,12 +18,11 @@ from typing import Any
 
 import click
 import torch
-from run import HERE, Clock, environment, fingerprint
+from run import Clock, about_data, environment, publish, record_of
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import losslandscape as ll
-from losslandscape.lab import records
 from losslandscape.lab.records import peak_memory
 
 WIDTH, LAYERS, HEADS, PATCH = 512, 4, 8, 2
@@ -177,19 +176,16 @@ def main(name: str | None, weights: str | None) -> None:
             results[name] = json.loads(done.stdout)
             click.echo(f"{name}: measured", err=True)
     data = ll.load_dataset("digits")
-    record = records.Record(
-        study="benchmarks",
-        configuration="large",
-        seed=0,
-        fingerprint=fingerprint(),
+    record = record_of(
+        "large",
+        began,
+        about,
+        results,
         recipe={"width": WIDTH, "layers": LAYERS, "heads": HEADS, "patch": PATCH, "steps": STEPS},
         settings={"batch": BATCH, "tol": TOL, "basis_bytes": BASIS_BYTES},
-        dataset={"name": data.name, "sha256": data.checksum},
-        environment=about,
-        timing=began.read(),
-        results=results,
+        dataset=about_data(data),
     )
-    click.echo(records.save(record, HERE.parent / "book" / "records" / "benchmarks"))
+    publish(record)
 
 
 if __name__ == "__main__":

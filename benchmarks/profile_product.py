@@ -7,18 +7,17 @@ the benchmark; the record holds the share of each kind of operation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import click
 import routes
 import torch
 from problem import load_problem
-from run import HERE, Clock, assemble, environment
+from run import Clock, assemble, environment, publish
 from torch.nn.functional import cross_entropy
 from torch.profiler import ProfilerActivity, profile
 
 import losslandscape as ll
-from losslandscape.lab import records
 
 REPEATS = 5
 # Operations of PyTorch by what they are in the network.
@@ -58,8 +57,7 @@ def main() -> None:
         "gradient": shares(routes.gradient(problem, model)),
     }
     record = assemble(problem, about, began, results)
-    record = records.Record(**{**vars(record), "configuration": "profile"})
-    click.echo(records.save(record, HERE.parent / "book" / "records" / "benchmarks"))
+    publish(replace(record, configuration="profile"))
 
 
 if __name__ == "__main__":

@@ -23,14 +23,13 @@ from typing import Any
 
 import click
 import torch
-from run import HERE, Clock, environment, fingerprint
+from run import Clock, environment, publish, record_of
 from torch import distributed as dist
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import losslandscape as ll
-from losslandscape.distributed import fingerprint as fingerprint_of
-from losslandscape.lab import records
+from losslandscape.distributed import fingerprint
 from losslandscape.lab.data import Dataset
 from losslandscape.lab.models import cnn, mlp
 
@@ -124,7 +123,7 @@ def work(rank: int, out: str) -> None:
     told: dict[str, Any] = {
         "networks": {},
         "all_reduce": by_length(dist.all_reduce),
-        "checksum": by_length(lambda vector: fingerprint_of([vector])),
+        "checksum": by_length(lambda vector: fingerprint([vector])),
     }
     for name, model in networks().items():
         told["networks"][name] = measure(model, rank, lonely)
@@ -168,19 +167,16 @@ def main(rank: int | None, out: str | None) -> None:
         return
     began, about = Clock(), environment(())
     results = start()
-    record = records.Record(
-        study="benchmarks",
-        configuration="ranks",
-        seed=0,
-        fingerprint=fingerprint(),
+    record = record_of(
+        "ranks",
+        began,
+        about,
+        results,
         recipe={"networks": {name: repr(model) for name, model in networks().items()}},
         settings={"rounds": ROUNDS, "sizes": SIZES, "calibration": CALIBRATION},
         dataset={"name": "random images"},
-        environment=about,
-        timing=began.read(),
-        results=results,
     )
-    click.echo(records.save(record, HERE.parent / "book" / "records" / "benchmarks"))
+    publish(record)
 
 
 if __name__ == "__main__":

@@ -36,10 +36,12 @@ from tqdm import tqdm
 
 import losslandscape as ll
 from losslandscape.lab import records
+from losslandscape.lab.data import Dataset
 from losslandscape.lab.source import normalised_source
 
 HERE = Path(__file__).parent
 PARTIAL = HERE.parent / "_build" / "records"
+BOOK = HERE.parent / "book" / "records"
 ROUNDS = {"product": 5, "warm": 3, "lambda_max": 3, "top_5": 1, "trace": 1, "density": 1}
 SIZES = (2000, 6000, 20_000, 60_000)
 PARTS = ("scaling", *ROUNDS)
@@ -224,15 +226,50 @@ class Clock:
         }
 
 
+def record_of(
+    name: str,
+    began: Clock,
+    about: dict[str, Any],
+    results: dict[str, Any],
+    *,
+    recipe: dict[str, Any],
+    settings: dict[str, Any],
+    dataset: dict[str, Any],
+) -> records.Record:
+    """One benchmark's record; ``about`` is :func:`environment` when it began."""
+    return records.Record(
+        study="benchmarks",
+        configuration=name,
+        seed=SEED,
+        fingerprint=fingerprint(),
+        recipe=recipe,
+        settings=settings,
+        dataset=dataset,
+        environment=about,
+        timing=began.read(),
+        results=results,
+    )
+
+
+def publish(record: records.Record) -> None:
+    """Write a finished record to the book, and say where."""
+    click.echo(records.save(record, BOOK / "benchmarks"))
+
+
+def about_data(data: Dataset) -> dict[str, Any]:
+    """Name and checksum of a data set."""
+    return {"name": data.name, "sha256": data.checksum}
+
+
 def assemble(
     problem: Problem, about: dict[str, Any], began: Clock, results: dict[str, Any]
 ) -> records.Record:
     """The record of what is measured so far."""
-    return records.Record(
-        study="benchmarks",
-        configuration=problem.dataset.name,
-        seed=SEED,
-        fingerprint=fingerprint(),
+    return record_of(
+        problem.dataset.name,
+        began,
+        about,
+        results,
         recipe=asdict(problem.recipe),
         settings={
             "channels": CHANNELS,
@@ -244,10 +281,7 @@ def assemble(
             "rounds": ROUNDS,
             "weights_sha256": problem.weights_hash,
         },
-        dataset={"name": problem.dataset.name, "sha256": problem.dataset.checksum},
-        environment=about,
-        timing=began.read(),
-        results=results,
+        dataset=about_data(problem.dataset),
     )
 
 
@@ -292,8 +326,7 @@ def main(dataset: str | None, only: tuple[str, ...], root: Path | None, sizes: s
     torch.set_num_threads(1)
     # PyHessian keeps graphs in .grad, and torch says so at every call.
     warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
-    target = HERE.parent / "book" / "records"
-    root = root or (PARTIAL if only else target)
+    root = root or (PARTIAL if only else BOOK)
     began, about = Clock(), environment()
     problem = load_problem(dataset)
     results: dict[str, Any] = {

@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 import torch
-from run import HERE, Clock, environment, fingerprint
+from run import Clock, about_data, environment, publish, record_of
 
 from losslandscape.lab import records, runs, studies
 from losslandscape.lab.data import load_dataset
@@ -103,19 +103,16 @@ def main(seeds: int) -> None:
     began, about = Clock(), environment(("joblib",))
     data = load_dataset("mnist")
     results = {"busy": busy(seeds), "memory": memory()}
-    record = records.Record(
-        study="benchmarks",
-        configuration="scheduler",
-        seed=0,
-        fingerprint=fingerprint(),
+    record = record_of(
+        "scheduler",
+        began,
+        about,
+        results,
         recipe={"recipes": [asdict(recipe) for recipe in RECIPES_BY_LENGTH]},
         settings={"small": asdict(SMALL), "large": asdict(LARGE), "seeds": seeds},
-        dataset={"name": data.name, "sha256": data.checksum},
-        environment=about,
-        timing=began.read(),
-        results=results,
+        dataset=about_data(data),
     )
-    click.echo(records.save(record, HERE.parent / "book" / "records" / "benchmarks"))
+    publish(record)
 
 
 if __name__ == "__main__":

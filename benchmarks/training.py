@@ -16,12 +16,12 @@ from unittest import mock
 
 import click
 import torch
-from run import HERE, Clock, environment, fingerprint, interleaved, timed
+from run import Clock, about_data, environment, interleaved, publish, record_of, timed
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from losslandscape.lab import records, training
+from losslandscape.lab import training
 from losslandscape.lab.data import (
     MNIST_MEAN,
     MNIST_STD,
@@ -169,19 +169,16 @@ def main(rounds: int) -> None:
     # Loss, accuracy and gradient after an epoch are measurements, which the plain loops lack.
     with mock.patch.object(training, "evaluate", return_value={}):
         rows = measure(data, rounds)
-    record = records.Record(
-        study="benchmarks",
-        configuration="training",
-        seed=SEED,
-        fingerprint=fingerprint(),
+    record = record_of(
+        "training",
+        began,
+        about,
+        {"rows": rows},
         recipe=asdict(Recipe("throughput", "sgd", lr=LR, batch_size=BATCH, epochs=1)),
         settings={"rounds": rounds, "dtype": "float32"},
-        dataset={"name": data.name, "sha256": data.checksum},
-        environment=about,
-        timing=began.read(),
-        results={"rows": rows},
+        dataset=about_data(data),
     )
-    click.echo(records.save(record, HERE.parent / "book" / "records" / "benchmarks"))
+    publish(record)
 
 
 if __name__ == "__main__":
