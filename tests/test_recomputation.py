@@ -14,18 +14,20 @@ EXAMPLES, TOKENS, WIDTH, CLASSES = 6, 5, 8, 3
 
 
 class Block(nn.Module):
-    """Attention and a layer, with an option by name, a shared weight and noise in train mode."""
+    """Attention and layers that share weights, with an option by name and noise in train mode."""
 
     def __init__(self, shared):
         super().__init__()
         self.attention = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
         self.inner, self.again = shared, shared
+        self.tied = nn.Linear(WIDTH, WIDTH)
+        self.tied.weight = shared.weight
         self.drop = nn.Dropout(0.2)
 
     def forward(self, x, scale=None, *, shift=0.0):
         mixed, _ = self.attention(x, x, x, need_weights=False)
         x = x + self.drop(mixed) * scale
-        return x + self.again(self.inner(x).tanh()) + shift
+        return x + self.again(self.inner(self.tied(x)).tanh()) + shift
 
 
 class Transformer(nn.Module):
@@ -39,7 +41,7 @@ class Transformer(nn.Module):
 
     def forward(self, x):
         for number, block in enumerate(self.blocks):
-            x = block(x, self.scale, shift=0.1 * number)
+            x = block(x, self.scale, shift=number * self.scale.square())
         return self.head(x.mean(dim=1))
 
 
@@ -122,12 +124,14 @@ def test_the_model_and_the_random_state_are_left_alone():
 
 def test_hooks_run_once_for_each_pass():
     model, data = problem()
-    calls = []
+    calls, inside = [], []
     model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
-    with recomputed(model.blocks):
+    model.blocks[0].attention.register_forward_hook(lambda *_: inside.append(1))
+    with recomputed([*model.blocks, model.blocks[0]]):  # naming one twice changes nothing
         loss = cross_entropy(model(data[0]), data[1])
         torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     assert len(calls) == 1
+    assert len(inside) == 2  # what is inside, once more for the gradient
 
 
 def test_an_error_inside_leaves_the_model_as_it_was():

@@ -54,7 +54,7 @@ class _Recomputed:
         places_of = _places(self._module)
         weights = [place[name] for ((place, name), *_) in places_of]
         variables = [*(given[key] for key in places), *weights]
-        if not (torch.is_grad_enabled() and variables):
+        if not variables:
             return self._forward(*args, **named)
 
         def compute(*tensors: Tensor) -> Tensor:
