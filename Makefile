@@ -12,6 +12,12 @@ INSTALLED := $(VENV)/.losslandscape-installed
 # One thread for each process: on a small machine more threads are slower, and sums keep their order.
 export OMP_NUM_THREADS ?= 1
 
+# A misspelt variable would do nothing, and nobody would notice.
+KNOWN := CHAPTERS DATASET FORCE JOBS NOTEBOOKS OMP_NUM_THREADS PYTHON SEEDS TESTS VENV
+GIVEN := $(foreach word,$(MAKEOVERRIDES),$(if $(findstring =,$(word)),$(firstword $(subst =, ,$(word)))))
+UNKNOWN := $(filter-out $(KNOWN),$(GIVEN))
+$(if $(UNKNOWN),$(error no variable is called $(UNKNOWN); there are $(KNOWN)))
+
 .DEFAULT_GOAL := help
 .PHONY: help doctor setup book pdf notebooks test lint bench clean
 

@@ -37,10 +37,14 @@ def test_run_status_and_diff(run, tmp_path):
     assert result.exit_code == 0, result.output
     assert "tiny: 2 runs computed" in result.output
     assert "done: 2" in run("study", "status", "tiny", "--records", tmp_path).output
+    all_studies = run("study", "status", "--records", tmp_path).output
+    assert "tiny: 2 of 2 runs done" in all_studies
+    assert "three_configurations: 0 of 30 runs done" in all_studies
     result = run("study", "diff", "tiny", "--records", tmp_path, "--save")
     assert result.exit_code == 0, result.output
-    assert "a seed 0\n  same train_loss, epoch 1" in result.output
+    assert "a seed 0\n  same train_loss, epoch 1" in result.stdout
     assert "b seed 0" in result.output
+    assert result.stderr == "  repeating the first 1 epochs of it ...\n" * 2
     # The first epoch of each, and lambda_max before it; after it only where it was the last one.
     assert "13 numbers: 13 the same to the last bit, 0 within" in result.output
     saved = records.read(tmp_path / "diffs" / "tiny.json")

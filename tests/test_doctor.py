@@ -1,5 +1,7 @@
 """`make doctor`: each check can say no, and says what to do."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +87,29 @@ def test_mnist_is_looked_for_where_the_variable_points(monkeypatch, tmp_path):
     assert doctor.mnist().state == "ok"
     monkeypatch.delenv("LOSSLANDSCAPE_DATA")
     assert "downloaded" in doctor.mnist().found
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+class TestMake:
+    """A variable that make does not know is refused; those of the examples are taken."""
+
+    def run(self, *words):
+        command = ["make", "--dry-run", *words]
+        plain = {name: text for name, text in os.environ.items() if not name.startswith("MAKE")}
+        return subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True)
+
+    def test_a_misspelt_variable(self):
+        result = self.run("book", "CHAPTER=2")
+        assert result.returncode
+        assert "no variable is called CHAPTER; there are CHAPTERS DATASET" in result.stderr
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["book", "CHAPTERS=1 2", "DATASET=mnist", "SEEDS=3", "JOBS=1"],
+            ["test", "TESTS=", "NOTEBOOKS=notebooks/02_*.ipynb"],
+            ["setup", "PYTHON=python3.12", "VENV=/tmp/a=b"],
+        ],
+    )
+    def test_known_variables(self, words):
+        assert self.run(*words).returncode == 0

@@ -172,12 +172,21 @@ def list_studies() -> None:
 
 
 @study.command("status")
-@click.argument("name")
+@click.argument("name", required=False)
 @_seeds
 @_records
-def show_status(name: str, seeds: int | None, root: Path | None) -> None:
-    """Say which runs of study NAME are done, stale, damaged, missing or unreadable."""
-    found = studies.status(studies.find_study(name), root or records.records_root(), seeds)
+def show_status(name: str | None, seeds: int | None, root: Path | None) -> None:
+    """Say which runs of study NAME are done, stale, damaged, missing or unreadable.
+
+    Without a name: how many runs of each study are done.
+    """
+    root = root or records.records_root()
+    if name is None:
+        for item in studies.STUDIES.values():
+            done = len(studies.status(item, root, seeds)["done"])
+            click.echo(f"{item.name}: {done} of {len(item.runs(seeds))} runs done")
+        return
+    found = studies.status(studies.find_study(name), root, seeds)
     for state, runs in found.items():
         click.echo(f"{state}: {len(runs)}")
         for recipe, seed in runs if state != "done" else []:
@@ -263,6 +272,7 @@ def diff_study(
         recipe = item.recipe(record.configuration)
         part = given if given or everything else diffs.cheap_part(recipe)
         click.echo(f"{record.configuration} seed {record.seed}")
+        click.echo(f"  repeating {_part(part)} of it ...", err=True)
         rows = diffs.repeat(item, record, recorded, **part)
         for row in rows:
             click.echo(f"  {_line(row)}")
@@ -286,6 +296,11 @@ def diff_study(
         click.echo(f"saved: {path}")
     if counts["outside"]:
         sys.exit(1)
+
+
+def _part(part: dict[str, int]) -> str:
+    """How much of a run is repeated, for a terminal."""
+    return " and ".join(f"the first {n} {kind}" for kind, n in part.items()) or "all"
 
 
 def _line(row: diffs.Difference) -> str:
