@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from losslandscape.convolution import data_convolutions
+from losslandscape.lean_graphs import lean_graphs
 from losslandscape.mean_check import not_finite
 from losslandscape.objective import (
     Batch,
@@ -345,11 +345,11 @@ class _MeanLossOperator(CurvatureOperator):
         weight = len(targets) / self.objective.examples
         torch.manual_seed(index)  # one fixed draw of dropout masks, where allowed
         if self._graphs_full:
-            with data_convolutions(), recomputed(self._recompute):
+            with lean_graphs(), recomputed(self._recompute):
                 return self._share(inputs, targets, weight)
         with (
             _saved_bytes({*self.objective.params, inputs, targets}) as saved,
-            data_convolutions(),
+            lean_graphs(),
             recomputed(self._recompute),
         ):
             share = self._share(inputs, targets, weight)
