@@ -308,6 +308,18 @@ def test_the_polish_keeps_the_penalty_of_the_optimiser(classifier):
     assert with_penalty.penalty_norm == pytest.approx(with_penalty.gradient_norm, rel=0.05)
 
 
+def test_the_polish_lowers_a_rate_at_which_the_loss_rises():
+    """One direction is so steep that steps of 1e-3 fly off it; along the other, much is to gain."""
+    X = torch.tensor([[50.0, 1.0], [50.0, -1.0], [-50.0, 1.0], [-50.0, -1.0]]).double()
+    y = X @ torch.tensor([[0.0], [0.05]]).double()
+    model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    model.weight.data = torch.tensor([[1e-6, 0.0]]).double()
+    found = ll.assess(model, mse_loss, (X, y), thresholds=ll.Thresholds(fall=5e-4), **QUICK)
+    polish = next(check for check in found.checks if check.name == "polish")
+    assert found.verdict == "not-a-minimum"
+    assert 5e-4 < polish.value < 0.05**2
+
+
 def test_the_callers_model_is_left_as_it_is(classifier):
     _, (X, y), _ = classifier
     model = seeded(
