@@ -308,6 +308,43 @@ def test_the_polish_keeps_the_penalty_of_the_optimiser(classifier):
     assert with_penalty.penalty_norm == pytest.approx(with_penalty.gradient_norm, rel=0.05)
 
 
+def check_of(found, name):
+    return next(check for check in found.checks if check.name == name)
+
+
+def test_at_the_minimum_of_the_penalised_loss_the_polish_moves_nothing():
+    """Neither its steps of Adam nor those of SGD, which both have to know the penalty."""
+    model, (X, y) = least_squares()
+    decay, gram = 0.3, 2 * X.T @ X / len(X)
+    optimum = torch.linalg.solve(gram + decay * torch.eye(3).double(), 2 * X.T @ y / len(X))
+    model.weight.data = optimum.T.clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, weight_decay=decay)
+    found = ll.assess(model, mse_loss, (X, y), optimizer=optimizer, **QUICK)
+    assert abs(check_of(found, "polish").value) < 1e-6
+    assert found.gradient_norm > 0.05
+
+
+def test_the_polish_ends_with_steps_of_sgd():
+    """100 steps of Adam go from 1 to 0.9, and 100 of SGD divide what is left by e."""
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    model.weight.data = torch.ones(1, 1).double()
+    X = torch.full((4, 1), 5.0**0.5).double()
+    found = ll.assess(model, mse_loss, (X, torch.zeros(4, 1).double()), **QUICK)
+    left = 1 - check_of(found, "polish").value / found.train_loss
+    assert left == pytest.approx((0.9 * 0.99**100) ** 2, rel=0.1)
+
+
+def test_curvature_that_falls_in_the_polish_is_not_settled():
+    """The loss has nothing left to gain, and still its curvature falls by a factor."""
+    model = nn.Linear(1, 2, bias=False, dtype=torch.float64)
+    model.weight.data = torch.tensor([[0.5], [-0.5]]).double()
+    X, y = torch.tensor([[10.0], [-10.0]] * 2).double(), torch.tensor([0, 1] * 2)
+    found = ll.assess(model, cross_entropy, (X, y), **QUICK)
+    assert check_of(found, "polish").passed
+    assert not check_of(found, "sharpness settled").passed
+    assert found.verdict == "not-a-minimum"
+
+
 def test_the_polish_lowers_a_rate_at_which_the_loss_rises():
     """One direction is so steep that steps of 1e-3 fly off it; along the other, much is to gain."""
     X = torch.tensor([[50.0, 1.0], [50.0, -1.0], [-50.0, 1.0], [-50.0, -1.0]]).double()
@@ -315,9 +352,8 @@ def test_the_polish_lowers_a_rate_at_which_the_loss_rises():
     model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
     model.weight.data = torch.tensor([[1e-6, 0.0]]).double()
     found = ll.assess(model, mse_loss, (X, y), thresholds=ll.Thresholds(fall=5e-4), **QUICK)
-    polish = next(check for check in found.checks if check.name == "polish")
     assert found.verdict == "not-a-minimum"
-    assert 5e-4 < polish.value < 0.05**2
+    assert 5e-4 < check_of(found, "polish").value < 0.05**2
 
 
 def test_the_callers_model_is_left_as_it_is(classifier):
