@@ -153,7 +153,9 @@ def accepted():
 
 @pytest.mark.parametrize("name", accepted())
 @pytest.mark.parametrize("chunk_size", [1, 5, 128])
-def test_accepted(name, chunk_size):
+def test_accepted(name, chunk_size, request):
+    if name == "masked outputs":  # a known defect of _alike, see the issue; shows on some machines
+        request.applymarker(pytest.mark.xfail(raises=ValueError, strict=False))
     model, loss_fn, data = accepted()[name]
     H = HessianOperator(model, loss_fn, data, chunk_size=chunk_size)
     if "CTC" not in name:  # torch has no second derivative of it; its gradient noise can be had
