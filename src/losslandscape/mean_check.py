@@ -256,15 +256,17 @@ def _alike(part: Outputs, outputs: Outputs, rows: slice, eps: float) -> bool:
             continue
         if a.shape[1:] != whole.shape[1:]:
             return False
-        finite = whole[torch.isfinite(whole).reshape(len(whole), -1).all(dim=1)]
-        size = spread = 0.0
-        if finite.numel():
-            size = float(finite.abs().max())
-            spread = float((finite - finite.mean(dim=0)).abs().max())
+        known = torch.where(torch.isfinite(whole), whole, torch.nan)  # a mask may hold -inf
+        size, spread = _largest(known), _largest(known - known.nanmean(dim=0))
         slack = max(1e-2 * spread, _ROUNDING_UNITS * eps * size)
         if not torch.allclose(a, whole[rows], rtol=0.0, atol=slack, equal_nan=True):
             return False
     return True
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest modulus of the entries that are no NaN."""
+    return float(tensor.abs().nan_to_num(0.0).max()) if tensor.numel() else 0.0
 
 
 def _gives(
