@@ -132,14 +132,14 @@ def _cost(found: Assessment) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    style = 'style="text-align:left;padding:0.15em 0.6em 0.15em 0;vertical-align:top"'
+    style = 'style="text-align:left;padding:0.15em 0.6em;vertical-align:top"'
     columns = "".join(f'<th scope="col" {style}>{escape(h)}</th>' for h in head)
     lines = "".join(
         "<tr>" + "".join(f"<td {style}>{escape(cell)}</td>" for cell in row) + "</tr>"
         for row in rows
     )
     return (
-        '<div style="overflow-x:auto" tabindex="0"><table class="dataframe">'
+        '<div style="overflow-x:auto;margin-bottom:1em" tabindex="0"><table class="dataframe">'
         f"<thead><tr>{columns}</tr></thead><tbody>{lines}</tbody></table></div>"
     )
 

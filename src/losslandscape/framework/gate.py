@@ -176,5 +176,5 @@ def index_check(examined: HessianSet, model: nn.Module, limits: Thresholds, mete
     meter.say("index")
     top, bottom = (float(end.values[0]) for end in both_ends(examined, model, meter))
     ratio = bottom / top if top > 0 else (-math.inf if bottom < 0 else 0.0)
-    text = f"lambda_min / lambda_max = {ratio:.2f}"
+    text = f"lambda_min / lambda_max = {ratio:.2g}"
     return Check("index", ratio >= -limits.index, ratio, -limits.index, text)
