@@ -42,7 +42,8 @@ def results(shift):
 @pytest.fixture
 def root(tmp_path):
     """A book folder with three made-up runs per configuration."""
-    shutil.copy(BOOK / "reported.yml", tmp_path)
+    for name in ("reported.yml", "claims.yml", "verdicts.json"):
+        shutil.copy(BOOK / name, tmp_path)
     for name in NAMES:
         for seed in range(3):
             record = Record(
@@ -107,6 +108,7 @@ def test_headline_takes_every_number_from_the_records(root):
     assert numbers["ll_flat_lambda"] == "6.00 [5.00, 7.00]"
     assert numbers["ll_flat_init_lambda"] == "3.00"
     assert numbers["ll_reported_flat_lambda"] == "246.19"
+    assert numbers["ll_low_rate_factor"] == "15 [13, 18]"
     assert all(isinstance(text, str) and text for text in numbers.values())
 
 

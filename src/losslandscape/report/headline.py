@@ -1,12 +1,14 @@
-"""The numbers that prose pages quote, each taken from the records when the book is built."""
+"""The numbers that prose pages quote, each taken from records and ledger when the book is built."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from statistics import median
 
 import losslandscape
 from losslandscape.lab import records
+from losslandscape.report import ledger
 from losslandscape.report.tables import recorded, reported, show, show_spread
 
 STUDY = "three_configurations"
@@ -16,7 +18,8 @@ SHORT = {"sharp": "Sharp_SGD_HighLR", "flat": "Flat_SGD_LowLR", "adam": "Adam_De
 def headline(root: Path | None = None) -> dict[str, str]:
     """Substitutions ``{{ ll_... }}`` for every page: name -> text.
 
-    Numbers over seeds read ``median [smallest, largest]``.
+    Numbers over seeds read ``median [smallest, largest]``; ``ll_low_rate_factor``, by how much the
+    low learning rate multiplies lambda_max at equal loss (claim C23), has its interval in brackets.
 
     Raises:
         RecordError: There are no records.
@@ -42,4 +45,11 @@ def headline(root: Path | None = None) -> dict[str, str]:
         numbers[f"ll_reported_{short}_accuracy"] = f"{100 * paper[name]['test_accuracy']:.2f}"
         first = median(run["lambda_path"][0]["value"] for run in runs[name])
         numbers[f"ll_{short}_init_lambda"] = show("lambda_max", first)
+    verdicts = {
+        row.verdict.claim: row.verdict
+        for row in ledger.load((root or records.records_root()).parent)
+    }
+    effect = verdicts["C23"].effects["low learning rate"]  # of being flatter, on a log scale
+    factor, low, high = (math.exp(-value) for value in (effect.mean, effect.high, effect.low))
+    numbers["ll_low_rate_factor"] = f"{factor:.0f} [{low:.0f}, {high:.0f}]"
     return numbers
