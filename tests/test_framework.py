@@ -683,6 +683,8 @@ def test_reports_for_terminal_notebook_and_machine(classifier):
     assert again == found
     assert again.to_dict() == found.to_dict()
     assert compare(again, found).verdict == "undecided"
+    index = found.checks[-1]  # small, and two digits of it are shown
+    assert float(index.text.split(" = ")[1]) == pytest.approx(index.value, rel=0.05)
     for shown in (str(found), found._repr_html_()):
         assert "comparable" in shown
         assert "largest eigenvalue of |w| H |w|" in shown
