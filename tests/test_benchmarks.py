@@ -113,7 +113,7 @@ class TestTables:
                 ]
             )
         )
-        assert "certified after 9 products and it takes 0.75 times the CPU time" in text
+        assert "certified after at most 9 products and it takes 0.75 times the CPU time" in text
         assert "Of 2 calls of other tools for the same eigenvalue, 1 say nothing" in text
         assert "and 1 claim one that they do not have" in text
         assert text.endswith("1 are met and 1 missed.")

@@ -243,7 +243,9 @@ def finding(record: Record) -> str:
     """The page in three sentences."""
     ours, share = _first(record, "lambda_max", OURS), goals(record)[1][2]
     products = _certified_products(ours)
-    said = [] if products is None else [f"lambda_max is certified after {products:.0f} products"]
+    said = []
+    if products is not None:
+        said.append(f"lambda_max is certified after at most {products:.0f} products")
     if share is not None:
         said.append(
             f"it takes {share:.2g} times the CPU time of the fastest public call that comes "
