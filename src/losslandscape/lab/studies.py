@@ -321,7 +321,8 @@ def run_study(
     todo = states["stale"] + states["damaged"] + states["missing"]
     # Seed by seed, so that a study stopped early has some of everything; the longest first, so
     # that no process idles for long at the end.
-    todo.sort(key=lambda run: (study.seeds.index(run[1]), -_length(run[0])))
+    order = list(dict.fromkeys(seed for _, seed in study.runs()))
+    todo.sort(key=lambda run: (order.index(run[1]), -_length(run[0])))
     left = [_left_alone(study, recipe, seed, root) for recipe, seed in states["unreadable"]]
     # Left behind by a run that was killed while it wrote.
     for leftover in (root / study.name).glob("*.tmp"):
