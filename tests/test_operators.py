@@ -722,6 +722,9 @@ class TestRefusals:
             ),
             (x, "got one tensor"),
             ([x], "got Tensor"),
+            ((x.to_sparse(), y), "a sparse tensor: make it dense"),
+            ([(x.to_sparse_csr(), y)], "a sparse tensor: make it dense"),
+            ((torch.nested.nested_tensor(list(x)), y), "a nested tensor: make it dense"),
             (iter([]), "read only once"),
         ):
             with pytest.raises(ValueError, match=reason):

@@ -383,6 +383,10 @@ def _callers_level() -> int:
 def _split(batches: Iterable[Batch], chunk_size: int | None) -> Iterator[Batch]:
     """Cut batches into chunks of at most ``chunk_size`` examples; ``None`` leaves them whole."""
     for inputs, targets in batches:
+        for part in (inputs, targets):
+            if part.is_nested or part.layout != torch.strided:
+                kind = "nested" if part.is_nested else "sparse"
+                raise ValueError(f"the data hold a {kind} tensor: make it dense first")
         if len(inputs) != len(targets):
             raise ValueError(f"a batch has {len(inputs)} inputs but {len(targets)} targets")
         step = chunk_size or max(1, len(targets))
