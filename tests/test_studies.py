@@ -132,23 +132,6 @@ def test_runs_go_seed_by_seed_the_longest_first(tmp_path):
     assert order == [(seed, name) for seed in (0, 1) for name in ("long", "middle", "short")]
 
 
-def test_some_configurations_can_have_further_run_seeds(tmp_path):
-    first, last = tiny_study().recipes[0], tiny_study().recipes[-1]
-    study = dataclasses.replace(
-        tiny_study(seeds=1),
-        experiment=lambda recipe, dataset, seed, settings: {"value": seed},
-        further_seeds={last.name: (5, 7), first.name: (5,)},
-    )
-    more = [(last, 5), (first, 5), (last, 7)]
-    assert study.runs() == [(recipe, 0) for recipe in study.recipes] + more
-    assert study.runs(1) == [(recipe, 0) for recipe in study.recipes]
-    written = studies.run_study(study, tmp_path).written
-    assert [path.stem.rsplit("-seed")[1] for path in written] == ["0"] * len(study.recipes) + list(
-        "557"
-    )
-    assert not studies.status(study, tmp_path)["missing"]
-
-
 def test_the_fingerprint_is_that_of_the_start(tiny, tmp_path, monkeypatch):
     # A study runs for hours, and its source files may be edited meanwhile.
     at_start = tiny.fingerprint(tiny.recipe("a"))

@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -47,13 +47,12 @@ class Study:
         dataset: Name of the data set.
         recipes: Configurations, frozen dataclasses as the experiment takes them; a record is named
             after ``recipe.name``.
-        seeds: Run seeds of every configuration, in the order in which they are run.
+        seeds: Run seeds, in the order in which they are run.
         settings: How each run is measured.
         experiment: ``experiment(recipe, dataset, seed, settings)``: JSON-ready results of a run.
         tolerances: What ``study diff`` compares, and the largest relative difference where too few
             seeds are recorded to tell (see ``lab.diffs``).
         repeat: What ``study diff`` repeats, a cheaper part of ``experiment``; by default all of it.
-        further_seeds: More run seeds of some configurations, by name; they are run last.
     """
 
     name: str
@@ -65,17 +64,10 @@ class Study:
     experiment: Experiment
     tolerances: Mapping[str, float]
     repeat: Experiment | None = None
-    further_seeds: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def runs(self, seeds: int | None = None) -> list[tuple[Any, int]]:
         """All (recipe, seed) pairs, seed by seed; ``seeds`` limits them to the first few seeds."""
-        everywhere = [(recipe, seed) for seed in self.seeds[:seeds] for recipe in self.recipes]
-        if seeds is not None:
-            return everywhere
-        further = [
-            (self.recipe(name), seed) for name, more in self.further_seeds.items() for seed in more
-        ]
-        return everywhere + sorted(further, key=lambda run: run[1])
+        return [(recipe, seed) for seed in self.seeds[:seeds] for recipe in self.recipes]
 
     def recipe(self, name: str) -> Any:
         """The recipe of that name.
