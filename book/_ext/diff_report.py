@@ -28,7 +28,10 @@ class BuildDiff(SphinxDirective):
         if clone == source:
             return self.parse_text_to_nodes(STORED)
         found = outputs.compare_folders(clone / "notebooks", source / "notebooks")
-        rows = [[finding.chapter, finding.word, finding.text] for finding in found]
+        rows = [
+            [*self.parse_text_to_nodes(f"{{doc}}`/notebooks/{each.chapter}`"), each.word, each.text]
+            for each in found
+        ]
         text = f"{outputs.summary(found)}."
         return [nodes.paragraph(text=text), _table(["Chapter", "Outputs", "Details"], rows)]
 

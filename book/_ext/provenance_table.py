@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def took(
     return [nodes.Text(f"{stamp['seconds']:.0f} s {text}")], []
 
 
-def _table(headings: list[str], rows: list[list[str]]) -> nodes.table:
+def _table(headings: list[str], rows: Sequence[Sequence[str | nodes.Node]]) -> nodes.table:
     group = nodes.tgroup(cols=len(headings))
     group += [nodes.colspec(colwidth=1) for _ in headings]
     group += nodes.thead("", _row(headings))
@@ -73,8 +74,9 @@ def _table(headings: list[str], rows: list[list[str]]) -> nodes.table:
     return nodes.table("", group, classes=["provenance"])
 
 
-def _row(texts: list[str]) -> nodes.row:
-    return nodes.row("", *(nodes.entry("", nodes.paragraph(text=text)) for text in texts))
+def _row(cells: Sequence[str | nodes.Node]) -> nodes.row:
+    filled = (nodes.paragraph(text=cell) if isinstance(cell, str) else cell for cell in cells)
+    return nodes.row("", *(nodes.entry("", cell) for cell in filled))
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
