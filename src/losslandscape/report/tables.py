@@ -114,12 +114,22 @@ def table1(
                 else f"{printed:g}",
                 "recorded": f"{show(quantity, middle)} [{show(quantity, low)}, "
                 f"{show(quantity, high)}]",
-                "lies at": f"{place:.0f} %",
+                "lies at": show_percentile(place),
                 "live": show_spread(live_runs[name], quantity),
             }
     table = pd.DataFrame.from_dict(rows, orient="index")
     table.index = pd.MultiIndex.from_tuples(table.index)
     return table
+
+
+def show_percentile(place: float) -> str:
+    """In whole per cent, never as if nothing or everything lay below; it stays on one line.
+
+    >>> [" ".join(show_percentile(place).split()) for place in (0.1, 32.6, 99.8)]
+    ['< 1 %', '33 %', '> 99 %']
+    """
+    text = "< 1 %" if place < 1 else "> 99 %" if place > 99 else f"{place:.0f} %"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def expected(results: Iterable[Results], quantity: str, value: float) -> tuple[float, float, float]:
