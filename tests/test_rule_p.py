@@ -101,6 +101,20 @@ def test_ten_seeds_confirm_and_the_recipe_is_named():
     assert words(MadeUp(good=GOOD, seeds=missing)) == {said}, "more runs cannot take it back"
 
 
+def test_several_recipes_are_counted_and_what_they_share_is_named():
+    inputs = ("raw", "standardised")
+    both = tuple(f"{name}_16_{how}" for name in (SHARP, DECAY, ADAM) for how in inputs)
+    evidence = MadeUp(good=both, seeds=dict.fromkeys(both, 10))
+    assert words(evidence) == {
+        f"holds if the recipe is one of 2 readings, each with {DECAY}, 16 and 32 channels, epoch 2"
+    }
+
+
+def test_readings_may_share_nothing():
+    other = claims.Reading(FLAT, 32, "standardised", 1)
+    assert claims.in_common([READING, other]) == ""
+
+
 @pytest.mark.parametrize("other", [f"{ADAM}_16_standardised", f"{ADAM}_32_raw"])
 def test_rows_may_not_fit_under_different_recipes(other):
     assert words(MadeUp(good=(*GOOD[:2], other))) == {"not supported"}

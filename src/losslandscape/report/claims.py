@@ -7,7 +7,7 @@ A claim whose runs are not all recorded gets the word ``waits``, whatever the ru
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import product
 from statistics import mean
 from typing import Any, NamedTuple
@@ -157,8 +157,12 @@ def _other_recipe(evidence: Evidence) -> tuple[str, str]:
     """
     ten = readings(evidence, seeds=10)
     confirmed = _fitting(ten)
+    if len(confirmed) == 1:
+        return "holds if", f"the recipe is {next(iter(confirmed))}"
     if confirmed:
-        return "holds if", "the recipe is " + " or ".join(map(str, sorted(confirmed)))
+        shared = in_common(confirmed)
+        each = f", each with {shared}" if shared else ""
+        return "holds if", f"the recipe is one of {len(confirmed)} readings{each}"
     runs = evidence.runs("table1_reconstruction")
     if any(len(runs.get(candidate.name, {})) < 5 for candidate in CANDIDATES):
         return "waits", "for table1_reconstruction"
@@ -196,11 +200,29 @@ class Reading(NamedTuple):
     inputs: str
     epochs: int
 
-    def __str__(self) -> str:
+    def parts(self) -> tuple[str, ...]:
+        """The four choices in words."""
         return (
-            f"{self.flat} with {self.channels} and {2 * self.channels} channels, "
-            f"{self.inputs} inputs, epoch {self.epochs}"
+            self.flat,
+            f"{self.channels} and {2 * self.channels} channels",
+            f"{self.inputs} inputs",
+            f"epoch {self.epochs}",
         )
+
+    def __str__(self) -> str:
+        flat, *rest = self.parts()
+        return f"{flat} with {', '.join(rest)}"
+
+
+def in_common(found: Collection[Reading]) -> str:
+    """The choices that all of several readings share, in words.
+
+    Example:
+        >>> in_common([DEFAULT_READING, DEFAULT_READING._replace(inputs="raw", epochs=4)])
+        'Flat_SGD_LowLR, 32 and 64 channels'
+    """
+    columns = zip(*(reading.parts() for reading in found), strict=True)
+    return ", ".join(column[0] for column in columns if len(set(column)) == 1)
 
 
 DEFAULT_READING = Reading(FLAT, 32, "standardised", 5)
