@@ -1,12 +1,16 @@
 """`make doctor`: each check can say no, and says what to do."""
 
+import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from losslandscape import doctor
 
@@ -27,6 +31,21 @@ def clone(tmp_path):
         return doctor.environment(tmp_path / "venv", tmp_path)
 
     return with_packages
+
+
+def test_every_pin_can_be_installed_on_the_oldest_python():
+    # pip refuses a pin whose own lower bound is above ours, and then installs nothing at all.
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    oldest = re.fullmatch(r">=(3\.\d+)", project["requires-python"]).group(1) + ".0"
+    pins = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.M)
+    asked = {}
+    for name in pins:
+        try:
+            asked[name] = importlib.metadata.metadata(name)["Requires-Python"] or ""
+        except importlib.metadata.PackageNotFoundError:
+            continue  # the extra for benchmarks is not always installed
+    assert len(asked) > len(pins) / 2
+    assert {n: bound for n, bound in asked.items() if oldest not in SpecifierSet(bound)} == {}
 
 
 def test_it_runs_before_anything_is_installed(tmp_path):
