@@ -110,9 +110,12 @@ def test_several_recipes_are_counted_and_what_they_share_is_named():
     }
 
 
-def test_readings_may_share_nothing():
+def test_readings_may_share_nothing(monkeypatch):
     other = claims.Reading(FLAT, 32, "standardised", 1)
     assert claims.in_common([READING, other]) == ""
+    both = {READING: {"accuracy": 1.0}, other: {"accuracy": 1.0}}
+    monkeypatch.setattr(claims, "readings", lambda evidence, **_: both)
+    assert words(MadeUp()) == {"holds if the recipe is one of 2 readings"}
 
 
 @pytest.mark.parametrize("other", [f"{ADAM}_16_standardised", f"{ADAM}_32_raw"])

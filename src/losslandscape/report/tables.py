@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -88,6 +88,21 @@ def show_spread(results: Iterable[Results], quantity: str) -> str:
     middle, low, high = spread(results, quantity)
     text = show(quantity, middle)
     return text if low == high else f"{text} [{show(quantity, low)}, {show(quantity, high)}]"
+
+
+def span(numbers: Sequence[float], digits: int = 3) -> str:
+    """``median [smallest, largest]`` to so many digits, one number if they agree.
+
+    >>> span([2.0, 246.19, 40.0]), span([0.5, 0.5], digits=2), span([])
+    ('40.0 [2.00, 246]', '0.50', 'no run yet')
+    """
+    if not len(numbers):
+        return "no run yet"
+    low, middle, high = (
+        f"{x:.0f}" if abs(x) >= 10**digits else f"{x:#.{digits}g}".rstrip(".")
+        for x in np.quantile(numbers, (0, 0.5, 1))
+    )
+    return middle if low == high else f"{middle} [{low}, {high}]"
 
 
 def table1(
