@@ -308,6 +308,27 @@ def test_the_polish_keeps_the_penalty_of_the_optimiser(classifier):
     assert with_penalty.penalty_norm == pytest.approx(with_penalty.gradient_norm, rel=0.05)
 
 
+def test_each_group_of_parameters_keeps_its_own_decay():
+    """The penalised minimum of a bias without decay and a weight with it, in either order."""
+    _, (X, y) = least_squares()
+    both = nn.Linear(3, 1, dtype=torch.float64)
+    decay, Z = 0.3, torch.cat([X, torch.ones(len(X), 1).double()], dim=1)
+    penalty = decay * torch.diag(torch.tensor([1.0, 1.0, 1.0, 0.0]).double())
+    optimum = torch.linalg.solve(2 * Z.T @ Z / len(Z) + penalty, 2 * Z.T @ y / len(Z))
+    both.weight.data, both.bias.data = optimum[:3].T.clone(), optimum[3].clone()
+    groups = [
+        {"params": [both.bias], "weight_decay": 0.0},
+        {"params": [both.weight], "weight_decay": decay},
+    ]
+    for order in (groups, groups[::-1]):
+        optimizer = torch.optim.SGD([dict(group) for group in order], lr=0.01)
+        found = ll.assess(both, mse_loss, (X, y), optimizer=optimizer, **QUICK)
+        assert abs(check_of(found, "polish").value) < 1e-6
+        assert found.penalty_norm == pytest.approx(found.gradient_norm, rel=1e-6)
+    decoupled = torch.optim.AdamW(both.parameters(), lr=0.01, weight_decay=decay)
+    assert ll.assess(both, mse_loss, (X, y), optimizer=decoupled, **QUICK).penalty_norm == 0
+
+
 def check_of(found, name):
     return next(check for check in found.checks if check.name == name)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,9 @@ def root(tmp_path):
                 results=results(seed),
             )
             records.save(record, tmp_path / "records" / headline.STUDY)
+            end = {"polish": {"fall": 0.25 + seed / 10}}
+            end_point = replace(record, study="end_points", results=end)
+            records.save(end_point, tmp_path / "records" / "end_points")
     return tmp_path / "records"
 
 
@@ -111,6 +115,7 @@ def test_headline_takes_every_number_from_the_records(root):
     assert numbers["ll_flat_init_lambda"] == "3.00"
     assert numbers["ll_reported_flat_lambda"] == "246.19"
     assert numbers["ll_low_rate_factor"] == "15 [13, 18]"
+    assert numbers["ll_flat_fall"] == "0.35 [0.25, 0.45]"
     assert all(isinstance(text, str) and text for text in numbers.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 
@@ -35,8 +36,8 @@ from losslandscape.framework.hessian_set import (
 )
 from losslandscape.framework.measures import both_ends, eigen_measure, probed, relative_measures
 from losslandscape.framework.orbit import orbit_check
-from losslandscape.framework.stability import penalty_of, stability_of
-from losslandscape.objective import Batch, LossFunction, MeanLoss, flat, gradient
+from losslandscape.framework.stability import decays_of, stability_of
+from losslandscape.objective import Batch, LossFunction, MeanLoss, gradient
 
 
 def assess(
@@ -136,14 +137,14 @@ def assess(
         val_loss = None
         if val_data is not None:
             val_loss = MeanLoss(own, loss_fn, val_data, chunk_size=chunk_size).value()
-        penalty = penalty_of(optimizer)
+        decays = decays_of(model, optimizer)
         gate_model, note = canonical(own)
         notes += note
 
         checks = [operator_check(examined, own, seed), fit_check(train_loss, limits)]
         checks += polish_checks(
             *(gate_model, everything, examined, train_loss, limits),
-            penalty=penalty,
+            decays=decays,
             steps=plan.polish_steps,
             seed=seed,
             meter=meter,
@@ -166,7 +167,6 @@ def assess(
         notes += note
         orbit = orbit_check(own, examined, limits, plan.rescalings, probes, seed, meter)
     verdict, reasons = verdict_of(checks, stability, orbit, limits)
-    weights = flat(whole.params)
     return Assessment(
         verdict=verdict,
         reasons=tuple(reasons),
@@ -177,7 +177,9 @@ def assess(
         train_loss=train_loss,
         val_loss=val_loss,
         gradient_norm=float(torch.linalg.vector_norm(slope)),
-        penalty_norm=penalty * float(torch.linalg.vector_norm(weights)),
+        penalty_norm=math.hypot(
+            *(decay * float(p.detach().norm()) for p, decay in zip(whole.params, decays, strict=True))
+        ),
         examples=whole.examples,
         hessian_examples=len(subset[1]),
         parameters=whole.size,

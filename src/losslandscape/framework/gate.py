@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +70,22 @@ def polish_checks(
     train_loss: float,
     limits: Thresholds,
     *,
-    penalty: float,
+    decays: Sequence[float],
     steps: int,
     seed: int,
     meter: Meter,
     whose: str = "",
 ) -> list[Check]:
-    """Train a copy on: what the loss gains, and what it does to ``lambda_max``."""
+    """Train a copy on: what the loss gains, and what it does to ``lambda_max``.
+
+    Args:
+        model, data, examined, train_loss, limits: As for the assessment.
+        decays: Per trained parameter the ``wd`` of its penalty ``(wd/2) |p|^2``.
+        steps: Of Adam; those of SGD follow.
+        seed: Order of the examples.
+        meter: Counts and shows.
+        whose: Behind ``lambda_max`` in the text of the check.
+    """
     meter.say("polish")
     loss_fn, chunk_size = examined.loss_fn, examined.chunk_size
     allowed = limits.fall
@@ -83,7 +93,7 @@ def polish_checks(
         allowed = 0.01 * _reference_loss(model, loss_fn, data, train_loss)
     rate = _LR
     while True:
-        polished, after = _polished(model, loss_fn, data, rate, penalty, steps, chunk_size, seed)
+        polished, after = _polished(model, loss_fn, data, rate, decays, steps, chunk_size, seed)
         # A rate at which the loss rises tests nothing.
         if after <= train_loss + allowed or rate < 1e-5:
             break
@@ -110,7 +120,7 @@ def _polished(
     loss_fn: LossFunction,
     data: Batch,
     rate: float,
-    penalty: float,
+    decays: Sequence[float],
     steps: int,
     chunk_size: int,
     seed: int,
@@ -121,9 +131,17 @@ def _polished(
     for p in chosen:
         p.grad = None
     rows = _endless(len(data[1]), batch_size(data), seed)
+
+    def groups() -> list[dict[str, Any]]:
+        """Parameters of one decay together; anew for each optimiser, which writes into them."""
+        together: dict[float, list[nn.Parameter]] = {}
+        for p, decay in zip(chosen, decays, strict=True):
+            together.setdefault(decay, []).append(p)
+        return [{"params": ps, "weight_decay": decay} for decay, ps in together.items()]
+
     for optimizer, count in (
-        (torch.optim.Adam(chosen, lr=rate, weight_decay=penalty), steps),
-        (torch.optim.SGD(chosen, lr=rate, weight_decay=penalty), LAST_STEPS),
+        (torch.optim.Adam(groups(), lr=rate), steps),
+        (torch.optim.SGD(groups(), lr=rate), LAST_STEPS),
     ):
         for _ in range(count):
             batch = next(rows)

@@ -17,11 +17,18 @@ from losslandscape.operators import HessianOperator, ScaledOperator
 from losslandscape.sgd_noise import stability_limit
 
 
-def penalty_of(optimizer: torch.optim.Optimizer | None) -> float:
-    """The coefficient ``wd`` of ``(wd/2) |w|^2`` in the objective; decoupled decay has none."""
-    if optimizer is None or isinstance(optimizer, torch.optim.AdamW):
-        return 0.0
-    return float(optimizer.param_groups[0].get("weight_decay", 0.0))
+def decays_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[float]:
+    """Per trained parameter the ``wd`` of ``(wd/2) |p|^2`` in the objective.
+
+    Decoupled decay has none, nor has a parameter that the optimiser does not hold.
+    """
+    decays = {
+        id(p): float(group.get("weight_decay", 0.0))
+        for group in ([] if optimizer is None else optimizer.param_groups)
+        if not (isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay"))
+        for p in group["params"]
+    }
+    return [decays.get(id(p), 0.0) for p in select_parameters(model, None)]
 
 
 def stability_of(

@@ -9,7 +9,7 @@ from statistics import median
 import losslandscape
 from losslandscape.lab import records
 from losslandscape.report import ledger
-from losslandscape.report.tables import recorded, reported, show, show_spread
+from losslandscape.report.tables import recorded, reported, show, show_spread, span
 
 STUDY = "three_configurations"
 SHORT = {"sharp": "Sharp_SGD_HighLR", "flat": "Flat_SGD_LowLR", "adam": "Adam_Default"}
@@ -18,8 +18,9 @@ SHORT = {"sharp": "Sharp_SGD_HighLR", "flat": "Flat_SGD_LowLR", "adam": "Adam_De
 def headline(root: Path | None = None) -> dict[str, str]:
     """Substitutions ``{{ ll_... }}`` for every page: name -> text.
 
-    Numbers over seeds read ``median [smallest, largest]``; ``ll_low_rate_factor``, by how much the
-    low learning rate multiplies lambda_max at equal loss (claim C23), has its interval in brackets.
+    Numbers over seeds read ``median [smallest, largest]``, also ``ll_flat_fall``, by how much the
+    polish lowers the training loss of Flat_SGD_LowLR (nats). ``ll_low_rate_factor``, by how much
+    the low learning rate multiplies lambda_max (claim C23), has its interval in brackets.
 
     Raises:
         RecordError: There are no records.
@@ -45,6 +46,8 @@ def headline(root: Path | None = None) -> dict[str, str]:
         numbers[f"ll_reported_{short}_accuracy"] = f"{100 * paper[name]['test_accuracy']:.2f}"
         first = median(run["lambda_path"][0]["value"] for run in runs[name])
         numbers[f"ll_{short}_init_lambda"] = show("lambda_max", first)
+    polished = [end["polish"] for end in recorded("end_points", root).get(SHORT["flat"], [])]
+    numbers["ll_flat_fall"] = span([polish["fall"] for polish in polished], 2)
     verdicts = {
         row.verdict.claim: row.verdict
         for row in ledger.load((root or records.records_root()).parent)
