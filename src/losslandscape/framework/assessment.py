@@ -178,7 +178,7 @@ def assess(
         val_loss=val_loss,
         gradient_norm=float(torch.linalg.vector_norm(slope)),
         penalty_norm=math.hypot(
-            *(decay * float(p.detach().norm()) for p, decay in zip(whole.params, decays, strict=True))
+            *(d * float(p.detach().norm()) for p, d in zip(whole.params, decays, strict=True))
         ),
         examples=whole.examples,
         hessian_examples=len(subset[1]),
