@@ -237,7 +237,8 @@ def padded(seed, flat=False):
     y = torch.randint(11, (256, 12), generator=generator)
     for row in y:
         row[6 + int(torch.randint(6, (1,), generator=generator)) :] = -100
-    model = nn.Sequential(nn.Embedding(11, 4), linear(4, 11, seed))
+    table = nn.Embedding.from_pretrained(normal(11, 4, seed=seed), freeze=False)
+    model = nn.Sequential(table, linear(4, 11, seed))
     if flat:
         return (
             nn.Sequential(*model, nn.Flatten(0, 1)),
@@ -296,6 +297,16 @@ def test_no_chance_lets_a_fault_pass(name, chunk_size, seed):
     model, loss_fn, data = SUBTLE[name](seed)
     with pytest.raises(ValueError, match="not the mean over its examples"):
         HessianOperator(model, loss_fn, data, chunk_size=chunk_size)
+
+
+def test_faults_that_cancel_over_all_parts_do_not_over_two():
+    extra = {2: 1.0, 4: -0.5}  # of parts of 2 and 4 examples; 2 + 4 * (-0.5) = 0
+
+    def cancelling(outputs, targets):
+        return mse_loss(outputs, targets) + extra.get(len(targets), 0.0)
+
+    with pytest.raises(ValueError, match="not the mean over its examples"):
+        HessianOperator(linear(), cancelling, (normal(32, 4), normal(32, 3, seed=1)))
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -42,8 +42,9 @@ def check_mean_loss(
     """Refuse a loss that is no finite, repeatable scalar mean over the examples of a batch.
 
     The outputs of an example must not depend on its batch, and the loss of given outputs must be
-    the mean of those of many small parts of them: with the outputs as they are, and with those that
-    belong to other examples, where the loss is large and hides nothing.
+    the mean of those of many small parts of them, and so must that of each two neighbouring parts:
+    with the outputs as they are, and with those that belong to other examples, where the loss is
+    large and hides nothing.
     Where outputs cannot be cut along their first axis (tokens in a row, time first), or a loss
     keeps something from the model's pass, passes over parts of a batch are compared with the whole.
 
@@ -89,12 +90,12 @@ def check_mean_loss(
         elif not allow:
             few = min(step, _FEW)
             for x, y in zip(inputs.split(few), targets.split(few), strict=True):
-                parts = [(x[rows], y[rows]) for rows in _parts(len(y))]
+                parts = _parts(len(y))
                 whole, *losses = [
-                    _loss_of(loss_fn, _outputs_of(model, some, dtype), own)
-                    for some, own in [(x, y), *parts]
+                    _loss_of(loss_fn, _outputs_of(model, x[rows], dtype), y[rows])
+                    for rows in [slice(None), *parts]
                 ]
-                _compare(whole, losses, y, slack)
+                _compare(whole, losses, parts, y, slack)
 
 
 def not_finite(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> str:
@@ -130,20 +131,30 @@ def _treats_alone(
 
 
 def _check_loss_alone(loss_fn: LossFunction, outputs: Outputs, targets: Tensor, eps: float) -> None:
-    """The loss of given outputs must be the mean over them."""
+    """The loss of given outputs must be the mean over them, and over each two neighbouring parts.
+
+    That of all is near the mean of its parts in one batch of some hundred by chance.
+    """
     size = len(targets)
+    parts = _parts(size)
+    pairs = [parts[i : i + 2] for i in range(0, len(parts) - 1, 2)]
     try:
-        whole = _value(loss_fn, outputs, targets)
-        losses = [
-            _value(loss_fn, _cut(outputs, rows, size), targets[rows]) for rows in _parts(size)
+        whole, *losses = [
+            _value(loss_fn, _cut(outputs, rows, size), targets[rows])
+            for rows in [slice(0, size), *parts, *map(_joined, pairs)]
         ]
     except torch.OutOfMemoryError:
         raise
     except Exception:  # not every loss takes outputs that are not the model's
         return
-    if math.isfinite(whole):
-        scale = max(abs(whole), _term(loss_fn, outputs, targets))
-        _compare(whole, losses, targets, _LOSS_UNITS * eps * scale)
+    if not math.isfinite(whole):
+        return
+    sizes = [abs(value) for value in [whole, *losses] if math.isfinite(value)]
+    scale = max(_term(loss_fn, outputs, targets), *sizes)
+    slack = _LOSS_UNITS * eps * scale
+    _compare(whole, losses[: len(parts)], parts, targets, slack)
+    for i, pair in enumerate(pairs):
+        _compare(losses[len(parts) + i], losses[2 * i : 2 * i + 2], pair, targets, slack)
 
 
 def _parts(size: int) -> list[slice]:
@@ -161,11 +172,16 @@ def _parts(size: int) -> list[slice]:
     return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _compare(whole: float, losses: list[float], targets: Tensor, slack: float) -> None:
+def _joined(parts: list[slice]) -> slice:
+    return slice(parts[0].start, parts[-1].stop)
+
+
+def _compare(
+    whole: float, losses: list[float], parts: list[slice], targets: Tensor, slack: float
+) -> None:
     """Refuse a loss of a batch that is not the mean of those of its parts."""
-    size = len(targets)
-    sizes = [len(targets[rows]) for rows in _parts(size)]
-    mean = sum(value * n for value, n in zip(losses, sizes, strict=True)) / size
+    sizes = [rows.stop - rows.start for rows in parts]
+    mean = sum(value * n for value, n in zip(losses, sizes, strict=True)) / sum(sizes)
     if abs(whole - mean) <= slack:  # false where a part is not finite
         return
     raise ValueError(
