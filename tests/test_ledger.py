@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from test_book_pages import DESK, HTML, PHONE, browser, why_not  # noqa: F401
 
 from losslandscape.lab import records
+from losslandscape.lab.studies import STUDIES
 from losslandscape.report import ledger, registration, rules
 from losslandscape.report.figures import ledger as drawing
 from losslandscape.report.live_claims import LIVE, leaves
@@ -22,6 +23,7 @@ from losslandscape.report.statistics import Interval
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
+JUDGING = sorted(p for p in ROOT.glob("notebooks/[0-9]*.md") if ".judge" in p.read_text("utf-8"))
 AGAIN = "run `python -m losslandscape.report.ledger` and look at what has changed"
 
 
@@ -73,6 +75,15 @@ class TestCommitted:
     def test_slow_measurements_were_made_by_todays_code(self, committed, claim):
         code = ledger.code_of(ledger.MEASURED[claim])
         assert committed["measured"][claim]["code"] == code, AGAIN
+
+    @pytest.mark.parametrize("chapter", JUDGING, ids=lambda path: path.stem)
+    def test_a_chapter_names_the_studies_of_the_claims_it_judges(self, committed, chapter):
+        """Only new runs of a study that its text names make it stale."""
+        text = chapter.read_text(encoding="utf-8")
+        for claim in sorted(set(re.findall(r'"(C\d+)"', text))):
+            for source in committed["verdicts"][claim]["data"]:
+                study = source.partition(",")[0]
+                assert study not in STUDIES or study in text, f"{claim} is read from {study}"
 
     def test_the_picture_shows_the_committed_verdicts(self):
         assert ledger.is_drawn(BOOK), AGAIN
