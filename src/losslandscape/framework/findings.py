@@ -149,7 +149,8 @@ class Assessment:
         stability, orbit: See there.
         train_loss, val_loss: Mean losses.
         gradient_norm: Of the training loss, on all examples.
-        penalty_norm: ``wd |w|``, what a weight penalty could balance.
+        penalty_norm: ``|wd w|``, each parameter with its own decay: what a weight penalty could
+            balance.
         examples, hessian_examples, parameters: Sizes.
         data_digest: Of the Hessian set: only networks measured on the same can be compared.
         products: Products with a curvature matrix of the Hessian set.
