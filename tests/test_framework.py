@@ -325,8 +325,13 @@ def test_each_group_of_parameters_keeps_its_own_decay():
         found = ll.assess(both, mse_loss, (X, y), optimizer=optimizer, **QUICK)
         assert abs(check_of(found, "polish").value) < 1e-6
         assert found.penalty_norm == pytest.approx(found.gradient_norm, rel=1e-6)
-    decoupled = torch.optim.AdamW(both.parameters(), lr=0.01, weight_decay=decay)
-    assert ll.assess(both, mse_loss, (X, y), optimizer=decoupled, **QUICK).penalty_norm == 0
+    for decoupled in (
+        torch.optim.AdamW(both.parameters(), lr=0.01, weight_decay=decay),
+        torch.optim.Adam(
+            both.parameters(), lr=0.01, weight_decay=decay, decoupled_weight_decay=True
+        ),
+    ):
+        assert ll.assess(both, mse_loss, (X, y), optimizer=decoupled, **QUICK).penalty_norm == 0
 
 
 def check_of(found, name):

@@ -25,7 +25,7 @@ def decays_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list
     decays = {
         id(p): float(group.get("weight_decay", 0.0))
         for group in ([] if optimizer is None else optimizer.param_groups)
-        if not (isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay"))
+        if not group.get("decoupled_weight_decay")  # as of AdamW
         for p in group["params"]
     }
     return [decays.get(id(p), 0.0) for p in select_parameters(model, None)]
