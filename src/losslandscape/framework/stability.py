@@ -20,12 +20,13 @@ from losslandscape.sgd_noise import stability_limit
 def decays_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[float]:
     """Per trained parameter the ``wd`` of ``(wd/2) |p|^2`` in the objective.
 
-    Decoupled decay has none, nor has a parameter that the optimiser does not hold.
+    Decoupled decay has none (AdamW only says so in its groups from torch 2.7 on), nor has a
+    parameter that the optimiser does not hold.
     """
     decays = {
         id(p): float(group.get("weight_decay", 0.0))
         for group in ([] if optimizer is None else optimizer.param_groups)
-        if not group.get("decoupled_weight_decay")  # as of AdamW
+        if not (isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay"))
         for p in group["params"]
     }
     return [decays.get(id(p), 0.0) for p in select_parameters(model, None)]
