@@ -20,6 +20,7 @@ from losslandscape.report.figures import ledger as drawing
 from losslandscape.report.live_claims import LIVE, leaves
 from losslandscape.report.rules import WORDS
 from losslandscape.report.statistics import Interval
+from losslandscape.report.sweep import Power
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
@@ -125,6 +126,16 @@ class TestFile:
         ]
         assert intervals
         assert all(interval.low <= interval.mean <= interval.high for interval in intervals)
+
+    def test_every_kind_of_effect_comes_back(self, book):
+        effects = {"a": Interval(1.0, 0.5, 1.5, 10), "b": Power(0.4, 0.9, 200), "c": 3, "d": 0.5}
+        path = book / ledger.VERDICTS
+        content = records.read(path)
+        content["verdicts"]["C5"] |= ledger._plain(rules.Verdict("C5", "holds", "", effects))
+        records.write(content, path)
+        (row,) = (row for row in ledger.load(book) if row.verdict.claim == "C5")
+        assert row.verdict.effects == effects
+        assert "is seen in 90 % of 200" in ledger.show(row.verdict.effects["b"])
 
     def test_a_verdict_written_by_hand_is_refused(self, book):
         path = book / ledger.VERDICTS

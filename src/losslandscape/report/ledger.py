@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from losslandscape.report.figures import ledger as drawing
 from losslandscape.report.live_claims import LIVE, Numbers, Statistic, c38, judge_live, leaves
 from losslandscape.report.rules import WORDS, Evidence, Run, Verdict
 from losslandscape.report.statistics import Interval
+from losslandscape.report.sweep import Power
 
 VERDICTS, PICTURE = Path("verdicts.json"), Path("figures", "verdicts.png")  # below book/
 # Data of the registration that are no studies.
@@ -194,10 +195,15 @@ def _row(entry: Mapping[str, Any], stored: Mapping[str, Any]) -> Row:
 
 
 def _effects(stored: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: Interval(**value) if isinstance(value, dict) else value
-        for name, value in stored.items()
-    }
+    return {name: _effect(value) for name, value in stored.items()}
+
+
+def _effect(value: Any) -> Any:
+    """A number, an interval or a power, told by the names of its parts."""
+    for kind in (Interval, Power):
+        if isinstance(value, dict) and value.keys() == {part.name for part in fields(kind)}:
+            return kind(**value)
+    return value
 
 
 def load_falsifiers(book: Path) -> list[tuple[Mapping[str, Any], list[Outcome]]]:
@@ -238,7 +244,7 @@ def section(place: str) -> str:
 
 
 def show(effect: Any) -> str:
-    """An effect in words: an interval, the range of several values, or one number.
+    """An effect in words: an interval, the range of several values, a power, or one number.
 
     >>> show(Interval(-0.134, -0.161, -0.107, 5)), show([1.5, 2.25, 1.75]), show(3), show(1e-16)
     ('-0.134 [-0.161, -0.107], n = 5', '1.50 to 2.25 (3 values)', '3', '1e-16')
@@ -248,7 +254,7 @@ def show(effect: Any) -> str:
         return f"{middle} [{low}, {high}], n = {effect.count}"
     if isinstance(effect, list):
         return f"{min(effect):#.3g} to {max(effect):#.3g} ({len(effect)} values)"
-    return str(effect) if isinstance(effect, int) else f"{effect:.3g}"
+    return str(effect) if isinstance(effect, int | Power) else f"{effect:.3g}"
 
 
 def describe(rows: Sequence[Row]) -> str:
