@@ -930,7 +930,7 @@ class TestJudges:
         runs = self.variants({"plain": 1.0, "bn": 0.5, "residual": 0.5})
         runs["bn_8"][3] = {"reached": False, "level": runs["bn_8"][3]["level"][:4]}
         verdict = claims.judge("C35", recorded(architecture=runs))
-        words = "untestable here (1 runs never came to the common training loss)"
+        words = "untestable here (1 of 30 runs never came to the common training loss)"
         assert str(verdict) == words
         runs = self.variants({"plain": 1.0, "bn": 0.5, "residual": 0.5})
         runs["bn_8"][3]["level"][2]["row_lambda_max"]["residual"] = 1.0

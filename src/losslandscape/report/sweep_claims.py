@@ -379,9 +379,10 @@ ARCHITECTURES = tuple(f"{variant}_{depth}" for variant in VARIANTS for depth in 
 @judges("C35", "architecture", ARCHITECTURES, certified={"row_lambda_max": 1e-2})
 def c35(evidence: Evidence, seeds: Seeds) -> Finding:
     """Batch normalisation and residual connections lead to flatter minima."""
-    short = sum(not run["reached"] for row in seeds for run in row)
-    if short:
-        return "untestable here", f"({short} runs never came to the common training loss)", {}
+    reached = [run["reached"] for row in seeds for run in row]
+    if not all(reached):
+        short = f"{reached.count(False)} of {len(reached)} runs"
+        return "untestable here", f"({short} never came to the common training loss)", {}
     logs = np.array([[mean_log(run["level"], "row_lambda_max") for run in row] for row in seeds])
     plain, normalised, residual = (
         logs[:, place : place + len(DEPTHS)].ravel() for place in (0, 2, 4)
