@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+# Doctests are looked for in every module, and notebooks/ has one of this name too.
+collect_ignore = ["conftest.py"]
+
 
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:

@@ -1,5 +1,6 @@
 """Rank statistics of the sweep: definitions, references, intervals, and what they find in data."""
 
+import json
 from collections import defaultdict
 from dataclasses import replace
 from itertools import product
@@ -12,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from losslandscape.lab import studies
-from losslandscape.report import claims, falsifiers, rules, sweep, sweep_claims
+from losslandscape.report import claims, falsifiers, ledger, rules, sweep, sweep_claims
 from losslandscape.report.falsifiers import f1, f2, f3, f4, f5, f6, falsify
 from losslandscape.report.rules import Evidence
 from losslandscape.report.statistics import Interval
@@ -842,6 +843,8 @@ class TestJudges:
             assert str(verdict).startswith(words), (words, str(verdict), verdict.effects)
             if verdict.word == "not supported" and claim != "C29":
                 assert any(name.startswith("power") for name in verdict.effects)
+            written = json.dumps(ledger._plain(verdict)["effects"], allow_nan=False)
+            assert ledger._effects(json.loads(written)) == verdict.effects
 
     @pytest.mark.parametrize(
         ("claim", "effects"), [("C5", 4), ("C28", 1), ("C32", 1), ("C33", 2), ("C37", 2)]
