@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from test_studies import fragile_study, tiny_study
 
 from losslandscape.cli import main
-from losslandscape.lab import records, studies
+from losslandscape.lab import diffs, records, studies
 from losslandscape.lab.experiments import three_configurations
 from losslandscape.lab.runs import WorkerError
 from losslandscape.lab.studies import STUDIES
@@ -62,6 +62,14 @@ def test_diff_takes_what_is_asked_for(run, tmp_path):
     saved = records.read(tmp_path / "diffs" / "tiny-here.json")
     assert saved["command"] == "losslandscape study diff tiny --configuration a --seed 0 --all"
     assert [entry["part"] for entry in saved["runs"]] == [{}]
+
+
+def test_diff_says_when_there_is_nothing_to_compare(run, tmp_path, monkeypatch):
+    run("study", "run", "tiny", "--records", tmp_path)
+    monkeypatch.setattr(diffs, "repeat", lambda *_, **__: [])
+    result = run("study", "diff", "tiny", "--records", tmp_path)
+    assert result.exit_code == 1
+    assert "no recorded number lies in the part repeated" in result.output
 
 
 def test_diff_fails_when_a_number_moved(run, tmp_path, monkeypatch):

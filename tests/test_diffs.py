@@ -141,6 +141,20 @@ class TestRepeat:
         assert {row.outcome for row in rows} == {"same"}
         assert {row.place for row in rows} == {"epoch 0", "epoch 1"}
 
+    def test_a_part_is_not_compared_with_the_end_of_the_run(self, recorded):
+        def experiment(recipe, *_):
+            one = record(0).results
+            return {**one, "lambda_max": {"value": float(recipe.epochs)}, "a": {"test_loss": 1.0}}
+
+        study = dataclasses.replace(tiny_study(), repeat=None, experiment=experiment)
+        item = dataclasses.replace(
+            recorded[0], results=experiment(study.recipe("a"), None), configuration="a"
+        )
+        assert {row.place for row in diffs.repeat(study, item, [], epochs=1)} == {"epoch 1"}
+        for part in ({}, {"epochs": 2}):
+            rows = diffs.repeat(study, item, [], **part)
+            assert {row.place for row in rows} == {"epoch 1", "", "a"}
+
     def test_another_seed_is_not_taken_for_a_repetition(self, recorded):
         other = dataclasses.replace(recorded[0], seed=7)
         rows = diffs.repeat(tiny_study(), other, recorded)

@@ -30,13 +30,18 @@ def test_records_by_name_and_by_a_function_that_reads_them():
     assert by_function.studies == ("end_points",)
 
 
+def test_records_of_the_benchmarks():
+    found = rests_on("found = running.recorded(root, scale.RANKS)", "draw(found)")
+    assert str(found) == "Recorded: benchmarks"
+
+
 def test_the_plan_of_a_study_is_no_record_of_it():
     assert rests_on('plan = find_study("end_points")', "draw(plan)").studies == ()
 
 
 def test_a_closed_form_rests_on_no_data():
     assert str(rests_on(LOAD, "x = np.linspace(0, 1)", "draw(x)")) == (
-        "Computed here, without data"
+        "Computed here, without a data set"
     )
 
 

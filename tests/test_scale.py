@@ -90,10 +90,10 @@ def test_predictions_from_constants_measured_apart(ranks):
     assert "one process, 100" not in found
     assert found["one process, 400"].predicted == pytest.approx(4 * 1.0)
     checks = 2 * 1000 * 0.3 / 1500
-    assert found["one rank"].predicted == pytest.approx(2)
+    assert found["one rank, 200"].predicted == pytest.approx(2)
     assert found["two ranks, 100"].predicted == pytest.approx(0.5 + checks + 0.2)
     assert found["two ranks, 400"].predicted == pytest.approx(2 + checks + 0.2)  # interpolated
-    assert found["two ranks, weak"].predicted == pytest.approx(2 + checks + 0.2)
+    assert found["two ranks, 200 each"].predicted == pytest.approx(2 + checks + 0.2)
     assert found["one process, 400"].ratio == pytest.approx(1)
 
 

@@ -278,6 +278,11 @@ def diff_study(
             click.echo(f"  {_line(row)}")
         runs.append(diffs.Run(record, part, record.fingerprint != item.fingerprint(recipe), rows))
     counts = Counter(row.outcome for run in runs for row in run.differences)
+    if not counts:
+        raise StudyError(
+            "no recorded number lies in the part repeated: take more, with --epochs, --steps or "
+            "--all"
+        )
     click.echo(
         f"{counts.total()} numbers: {counts['same']} the same to the last bit, "
         f"{counts['within']} within their tolerance, {counts['outside']} outside"

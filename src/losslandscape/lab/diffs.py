@@ -103,7 +103,7 @@ def repeat(
     """Repeat a recorded run, or its first epochs or steps, with as many threads, and compare.
 
     Compared are the quantities for which the study declares a tolerance, at the same epochs or
-    steps.
+    steps; those of the end only if all of the run is repeated.
 
     Args:
         study: The record's study.
@@ -115,21 +115,24 @@ def repeat(
         StudyError: The run has no such number of epochs or steps.
         FloatingPointError: The repeated run diverged.
     """
-    recipe = shorten(study.recipe(record.configuration), epochs=epochs, steps=steps)
+    asked = study.recipe(record.configuration)
+    recipe = shorten(asked, epochs=epochs, steps=steps)
     dataset = load_dataset(study.dataset)
     experiment = study.repeat or study.experiment
     with threads(record.environment["threads"]):
         results = experiment(recipe, dataset, record.seed, study.settings)
     fresh = dict(numbers(results))
     # A whole run must give a series in full; what is cheaper to repeat may lack other quantities.
-    whole = epochs is None and steps is None
+    whole = recipe == asked
     series = {key[:2] for key in fresh} if whole else set()
     spreads = spread([other for other in recorded if _same_run(other, record)])
     floor = float(np.finfo(getattr(study.settings, "dtype", "float32")).eps) ** 0.5
     found = []
     for key, number in numbers(record.results):
-        _, quantity, place = key
+        part, quantity, place = key
         if quantity not in study.tolerances or not (key in fresh or key[:2] in series):
+            continue
+        if not (whole or part):  # what is in no list is from the end, and a part ends elsewhere
             continue
         if key in spreads:
             deviation, seeds = spreads[key]

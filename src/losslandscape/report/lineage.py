@@ -19,12 +19,13 @@ from typing import Any
 from nbformat import NotebookNode
 
 from losslandscape.lab.studies import STUDIES
-from losslandscape.report import claims, live_claims, sweep, sweep_claims, tables
+from losslandscape.report import claims, live_claims, running, sweep, sweep_claims, tables
 
 _READERS = {
     module.__name__.rpartition(".")[2]: module
     for module in (claims, live_claims, sweep, sweep_claims, tables)
 }
+_RECORDED = (*STUDIES, running.STUDY)
 _CHANGING = ("append", "add", "extend", "update", "setdefault")
 _SHOWING = ("print", "glue", "put", "display")
 
@@ -54,7 +55,7 @@ class Lineage:
             settings = [f"{k} = {v}" for k, v in self.parameters.items() if k != "dataset"]
             inside = f" ({', '.join(settings)})" if settings else ""
             found.append("live: " + ", ".join(self.datasets) + inside)
-        words = "; ".join(found) or "computed here, without data"
+        words = "; ".join(found) or "computed here, without a data set"
         return words[0].upper() + words[1:]
 
 
@@ -82,7 +83,7 @@ def lineage(
     names = {name for one in chosen for name in one.used}
     return Lineage(
         tuple(sorted({one.cell for one in chosen})),
-        tuple(name for name in STUDIES if name in set(_studies(nodes, judged or {}))),
+        tuple(name for name in _RECORDED if name in set(_studies(nodes, judged or {}))),
         tuple(dict.fromkeys(_datasets(nodes, parameters))),
         {name: value for name, value in parameters.items() if name in names},
     )
@@ -178,6 +179,8 @@ def _studies(nodes: Sequence[ast.AST], judged: Mapping[str, Sequence[str]]) -> I
         if judges and isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield from judged.get(node.value, ())
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if (node.value.id, node.attr) == ("running", "recorded"):
+                yield running.STUDY
             function = getattr(_READERS.get(node.value.id), node.attr, None)
             if inspect.isfunction(function):
                 source = ast.parse(textwrap.dedent(inspect.getsource(function)))

@@ -160,9 +160,10 @@ def compared(record: Record) -> list[Compared]:
             **{f"two ranks, {n}": (n, 2) for n in (calibration, *sizes)},
             "two ranks, weak": (2 * first, 2),
         }
+        shown = {"one rank": f"one rank, {first}", "two ranks, weak": f"two ranks, {first} each"}
         for what, (images, ranks) in cases.items():
-            value = predicted(known, weights, images, ranks)
-            found.append(Compared(network, what, value, tuple(told["seconds"][what])))
+            value, seconds = predicted(known, weights, images, ranks), tuple(told["seconds"][what])
+            found.append(Compared(network, shown.get(what, what), value, seconds))
     return found
 
 
