@@ -78,7 +78,8 @@ def _recorded(study: str, root: Path) -> str:
     ]
     commits = sorted({str(record["environment"].get("commit", "?"))[:7] for record in records})
     made = f", made at commit {', '.join(commits)}" if commits else ""
-    return escape(f"{study}: {len(records)} of {len(STUDIES[study].runs())} runs{made}")
+    asked = f" of {len(STUDIES[study].runs())}" if study in STUDIES else ""
+    return escape(f"{study}: {len(records)}{asked} runs{made}")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
