@@ -9,6 +9,7 @@ The role ``{verdict}`` shows the verdict of one claim.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -134,7 +135,8 @@ class VerdictRole(SphinxRole):
             message = self.inliner.reporter.error(f"no claim {self.text!r}: C1 to C38")
             return [self.inliner.problematic(self.rawtext, self.rawtext, message)], [message]
         verdict = rows[self.text].verdict
-        link = nodes.reference("", self.text, refuri=f"claims.html#{self.text.lower()}")
+        page = posixpath.relpath("book/claims.html", posixpath.dirname(self.env.docname) or ".")
+        link = nodes.reference("", self.text, refuri=f"{page}#{self.text.lower()}")
         after = f" {verdict.condition}" if verdict.condition else ""
         return [link, nodes.Text(" "), _badge(verdict.word), nodes.Text(after)], []
 
