@@ -24,6 +24,10 @@ class MadeUp(Evidence):
             for study, found in studies.items()
         }
 
+    def runs(self, study):
+        """Not those in the book's records."""
+        return self._studies.get(study, {})
+
 
 def exact(results):
     """The same results, each value without a residual having one of zero."""
