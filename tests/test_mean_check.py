@@ -309,6 +309,16 @@ def test_faults_that_cancel_over_all_parts_do_not_over_two():
         HessianOperator(linear(), cancelling, (normal(32, 4), normal(32, 3, seed=1)))
 
 
+def test_an_infinite_loss_of_a_part_hides_no_fault():
+    def infinite_without_a_one(outputs, targets):
+        return (outputs**2).mean() / targets.max()
+
+    targets = torch.ones(32)
+    targets[:2] = 0  # the first part; the mean over every other is right
+    with pytest.raises(ValueError, match="not the mean over its examples"):
+        HessianOperator(linear(), infinite_without_a_one, (normal(32, 4), targets))
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_rows_of_tokens_are_tried_in_small_groups(seed):
     model, loss_fn, data = padded(seed, flat=True)

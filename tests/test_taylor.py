@@ -52,6 +52,16 @@ def test_remainders_of_a_cubic_have_their_closed_form():
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
 
 
+def test_second_difference_of_a_quartic_has_its_closed_form():
+    # (1 + h)^4 - 2 + (1 - h)^4 = 12 h^2 + 2 h^4, and four times as much along twice the direction
+    x = torch.zeros(4, 1, dtype=torch.float64)
+    model, h = Power(4), 0.1
+    found = taylor.second_differences(model, mean_output, (x, x), torch.tensor([[1.0, 2.0]]), h)
+    expected = [12 + 2 * h**2, 4 * (12 + 2 * (2 * h) ** 2)]
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+    assert model.weight.item() == 1.0
+
+
 def test_quadratic_loss_leaves_no_second_remainder_and_weights_are_put_back():
     x, _ = problem()
     model = nn.Linear(5, 2, dtype=torch.float64)

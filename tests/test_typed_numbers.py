@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from losslandscape import eigen
+from losslandscape.framework import cost, hessian_set
+
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("notebooks/[0-9]*.md")), *sorted(ROOT.glob("book/*.md"))]
 REGISTERED = [ROOT / "book/claims.yml", ROOT / "book/reported.yml"]
@@ -115,3 +118,18 @@ def test_a_typed_number_is_explained(path):
 )
 def test_the_scan_sees_what_it_should(text, count):
     assert len(unexplained(text, "page")) == count
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        ("03_power_iteration", f"where there are at least {eigen._COARSE_FROM:,} images"),
+        ("03_power_iteration", {15: "takes a fifteenth,"}[eigen._COARSE_SHARE]),
+        ("16_your_own_model", f"on all examples up to {hessian_set._ALL_UP_TO:,},"),
+        ("16_your_own_model", f"else on {hessian_set._OF_MORE:,} of them,"),
+        ("16_your_own_model", f"but at least {cost.LEAST_STEPS} steps,"),
+        ("16_your_own_model", f"then {cost.LAST_STEPS} steps of plain SGD;"),
+    ],
+)
+def test_a_default_told_is_the_default(page, sentence):
+    assert sentence in (ROOT / f"notebooks/{page}.md").read_text(encoding="utf-8")

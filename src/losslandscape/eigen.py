@@ -394,7 +394,8 @@ def lambda_max(
     )
     if coarse_examples is None:
         enough = full.examples >= _COARSE_FROM
-        coarse_examples = min(max(full.examples // 15, 512), 4096) if enough else full.examples
+        share = min(max(full.examples // _COARSE_SHARE, 512), 4096)
+        coarse_examples = share if enough else full.examples
     if coarse_examples < 1:
         raise ValueError(f"coarse_examples must be at least 1, got {coarse_examples}")
     start = full.curved_start(seed=seed)
@@ -480,8 +481,9 @@ def top_eigenpairs(
 _REFINE_BASIS = 24
 # Lanczos steps on the subsample of lambda_max; the upper half of its pairs models the Hessian.
 _COARSE_STEPS = 16
-# Fewer examples than this are cheap enough without a subsample.
+# Fewer examples than this are cheap enough without a subsample; else it is one in so many.
 _COARSE_FROM = 4096
+_COARSE_SHARE = 15
 
 
 # A restart works on so many columns of the basis at a time.

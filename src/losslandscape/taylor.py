@@ -49,6 +49,44 @@ def losses_along(
     return _losses(op, _directions(direction, op)[:, 0], torch.as_tensor(radii))
 
 
+def second_differences(
+    model: nn.Module,
+    loss_fn: LossFunction,
+    data: Batch | Iterable[Batch],
+    directions: Tensor,
+    step: float,
+) -> Tensor:
+    r"""The curvature along directions from three losses each, without any derivative.
+
+    .. math:: \frac{L(w + h d) - 2 L(w) + L(w - h d)}{h^2} = d^\top H d + O(h^2)
+
+    Args:
+        model, loss_fn, data: As for :class:`~losslandscape.operators.HessianOperator`.
+        directions: ``(D,)``, or ``(D, k)`` for ``k`` directions; not normalised here.
+        step: ``h``, in units of the length of the direction.
+
+    Returns:
+        ``(k,)`` curvatures in ``float64``; one for ``(D,)``.
+
+    Raises:
+        ValueError: Parameters not in ``float64``, or a direction of the wrong shape or not finite.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+        >>> data = (torch.tensor([[1.0, 3.0]]).double(), torch.zeros(1, 1, dtype=torch.float64))
+        >>> found = second_differences(model, nn.functional.mse_loss, data, torch.eye(2), 1e-2)
+        >>> [round(value, 6) for value in found.tolist()]
+        [2.0, 18.0]
+    """
+    op = _operator(model, loss_fn, data)
+    steps = torch.tensor([step, 0.0, -step], dtype=torch.float64)
+    curvatures = []
+    for d in _directions(directions, op).T:
+        after, here, before = _losses(op, d, steps)
+        curvatures.append((after - 2 * here + before) / step**2)
+    return torch.stack(curvatures)
+
+
 def remainders(
     model: nn.Module,
     loss_fn: LossFunction,

@@ -14,6 +14,8 @@ from losslandscape.objective import Batch, LossFunction, MeanLoss
 from losslandscape.operators import HessianOperator
 
 BLOCKS = 32
+# Curvature is measured on all examples up to so many; of more, on so many.
+_ALL_UP_TO, _OF_MORE = 8192, 4096
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def joined(loss: MeanLoss) -> Batch:
 def hessian_size(asked: int | None, examples: int) -> int:
     """How many examples to measure curvature on."""
     if asked is None:
-        return examples if examples <= 8192 else 4096
+        return examples if examples <= _ALL_UP_TO else _OF_MORE
     if not 1 <= asked <= examples:
         raise ValueError(f"hessian_examples must lie between 1 and {examples}, got {asked}")
     return asked

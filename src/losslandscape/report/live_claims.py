@@ -42,7 +42,7 @@ from losslandscape.report.statistics import t_interval
 from losslandscape.rescaling import rescale_relu
 from losslandscape.sgd_noise import batch_factor, shuffled_factor
 from losslandscape.sharpness import loss_sharpness, quadratic_bounds, quadratic_sharpness_dense
-from losslandscape.taylor import loglog_slope, losses_along, remainders, stationary_point
+from losslandscape.taylor import loglog_slope, remainders, second_differences, stationary_point
 
 Numbers = dict[str, Any]  # what a measurement returns: numbers and lists of them, by name
 Rule = Callable[[Numbers, Evidence], Finding]
@@ -170,8 +170,7 @@ def _largest_difference(model: nn.Module, batch: Batch, h: float = 1e-3) -> floa
     other = eigsh(operator.to_scipy(), k=5, which="LA", v0=start, return_eigenvectors=False)
     values = torch.from_numpy(np.sort(other)[::-1].copy())
     forms = ((operator @ top.vectors) * top.vectors).sum(dim=0)
-    losses = [losses_along(model, cross_entropy, batch, v, [h, 0, -h]) for v in top.vectors.T]
-    differences = torch.stack([(after - 2 * at + before) / h**2 for after, at, before in losses])
+    differences = second_differences(model, cross_entropy, batch, top.vectors, h)
     three = torch.stack([values, forms, differences])
     spread = (three.amax(dim=0) - three.amin(dim=0)) / values.abs()
     return float(spread.max())
