@@ -58,10 +58,16 @@ def test_the_pairs_are_those_of_the_registered_effects(runs):
     evidence = claims.Evidence(BOOK / "records")
     evidence._studies = {"architecture": runs}
     effects = claims.judge("C35", evidence).effects
-    for variant, effect in zip(("bn", "residual"), effects.values(), strict=True):
+    for variant, words in (("bn", "batch normalisation"), ("residual", "residual connections")):
         pairs = log_ratios(runs, "row_lambda_max")[variant]
+        effect = effects[name := f"ln B4-lambda of plain / {words}"]
         assert effect.count == len(pairs) == 10
         assert effect.mean == pytest.approx(sum(pairs.values()) / 10)
+        for depth in (2, 8):
+            of_depth = [pair for (deep, _), pair in pairs.items() if deep == depth]
+            beside = effects[f"{name}, {depth} convolutions"]
+            assert beside.count == len(of_depth) == 5
+            assert beside.mean == pytest.approx(sum(of_depth) / 5)
 
 
 def test_no_run_gives_no_pair():

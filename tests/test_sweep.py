@@ -691,7 +691,6 @@ class TestTable:
         assert set(table["width"]) == {8, 12, 16}
         assert table["rescaled_lambda_max"].min() > 0
         assert np.all(table["polish_fall"] == 0.009)
-        assert np.all(table["random"] == load_sweep(MadeUp(), "noisy")["random"])
         for column in (*sweep.MEASURES.values(), *sweep.BASELINES.values()):
             assert table[column].shape == (144,)
         assert len(load_sweep(MadeUp(), "clean", ("sgd", "adam"))) == 168
@@ -711,6 +710,13 @@ class TestTable:
         verdict = claims.judge("C5", evidence)
         assert verdict.effects["runs left out, clean arm"] == 1
         assert verdict.effects["runs left out, noisy arm"] == 0
+
+    def test_the_random_baseline_belongs_to_the_run(self):
+        clean, noisy = (load_sweep(MadeUp(), arm)["random"] for arm in ("clean", "noisy"))
+        assert len({*clean, *noisy}) == 288
+        assert abs(kendall_tau(clean, noisy)) < 0.2
+        fewer = load_sweep(MadeUp().change(FIRST, 0), "clean")["random"]
+        assert set(fewer) < set(clean)
 
     def test_what_some_runs_lack_is_no_column(self):
         evidence = MadeUp()
@@ -843,6 +849,9 @@ class TestJudges:
             assert str(verdict).startswith(words), (words, str(verdict), verdict.effects)
             if verdict.word == "not supported" and claim != "C29":
                 assert any(name.startswith("power") for name in verdict.effects)
+            beside = [name for name in verdict.effects if name.startswith("psi(")]
+            measures = {"C28": 1, "C32": 2, "C37": 2}  # measures, or arms: four axes each
+            assert len(beside) == 4 * measures.get(claim, 0)
             written = json.dumps(ledger._plain(verdict)["effects"], allow_nan=False)
             assert ledger._effects(json.loads(written)) == verdict.effects
 
@@ -862,6 +871,9 @@ class TestJudges:
         else:
             expected = tau_interval(table, m, t, table["train_loss"], level=level)
         assert found[name] == expected
+        if name.startswith("tau("):
+            label = name.removeprefix("tau").replace(" given ln L_S)", ") along batch size")
+            assert found[f"psi{label}"] == granulated(table, m, t).axes["batch_size"]
 
     def test_c28_waits_for_the_sweep_with_its_first_half(self):
         evidence = MadeUp().change(FIRST, 0)

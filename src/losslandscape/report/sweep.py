@@ -7,6 +7,7 @@ Two runs that differ only in their run seed are one cell; cells, not runs, are r
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
@@ -96,7 +97,7 @@ def load_sweep(evidence: Evidence, arm: str, optimizers: Sequence[str] = ("sgd",
     """The recorded runs of one arm of ``validation_sweep``.
 
     Columns beside the recorded ones: the factors, ``gap`` and ``gap_error`` (held-out minus
-    training), and ``random``, a baseline drawn from a fixed seed.
+    training), and ``random``, a baseline of its own for each run.
     """
     study, recorded = find_study(STUDY), evidence.runs(STUDY)
     asked = [
@@ -131,14 +132,13 @@ def sweep_of(
             continue
         factors = {axis: getattr(recipe, axis) for axis in AXES[:3]}
         factors |= {"optimizer": recipe.optimizer, "width": recipe.channels[0], "seed": seed}
+        factors["random"] = _random(f"{recipe.name} seed {seed}")
         rows.append({**factors, **dict(_flat(results))})
     names = dict.fromkeys(chain(("optimizer", *AXES, "seed"), *rows))
     columns = {name: np.array([row.get(name, math.nan) for row in rows]) for name in names}
     for part, gap in (("loss", "gap"), ("error", "gap_error")):
         if f"heldout_{part}" in columns:
             columns[gap] = columns[f"heldout_{part}"] - columns[f"train_{part}"]
-    if rows:
-        columns["random"] = np.random.default_rng(0).normal(size=len(rows))
     given = len(rows) + len(left_out)
     asked = given if asked is None else asked
     return Sweep(columns, tuple(left_out), asked, asked - given)
@@ -152,6 +152,11 @@ def _flat(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield from _flat(found, f"{path}_")
         elif isinstance(found, int | float):
             yield path, found
+
+
+def _random(run: str) -> float:
+    """A normal number that only the name of a run decides, so another one in the other arm."""
+    return float(np.random.default_rng(zlib.crc32(run.encode())).normal())
 
 
 def _codes(*columns: Array) -> Array:

@@ -220,6 +220,22 @@ def _tau_effects(
     return effects, tests
 
 
+def _axes_beside(
+    arms: Arms, columns: Mapping[str, str], target: str
+) -> dict[str, Interval]:
+    """psi_i of each measure with the target: the factors that a partial tau does not hold fixed.
+
+    Source: registered for F1; beside the claims they decide nothing.
+    """
+    found: dict[str, Interval] = {}
+    for words, column in columns.items():
+        for arm, sweep in arms.items():
+            for axis, effect in granulated(sweep, sweep[column], sweep[target]).axes.items():
+                along = axis.replace("_", " ")
+                found[f"psi({words}, {target.replace('_', ' ')}) along {along}, {arm} arm"] = effect
+    return found
+
+
 @_on_sweep("C5", "clean", "noisy", certified=("lambda_max", "adaptive_lambda_max"))
 def c5(arms: Arms) -> Finding:
     """Flat minima generalise better."""
@@ -244,9 +260,11 @@ def c28_given_loss(evidence: Evidence, effects: Mapping[str, Any]) -> Verdict:
     """
 
     def rule(arms: Arms) -> Finding:
-        found, tests = _tau_effects(arms, {"lambda": "lambda_max"}, "gap", 0.95)
+        columns = {"lambda": "lambda_max"}
+        found, tests = _tau_effects(arms, columns, "gap", 0.95)
         word, condition = one_or_all(found, 0.2, dict.fromkeys(found, ""), _runs(arms))
-        return word, condition, {**effects, **found, **_powers(found, 0.2, tests)}
+        beside = _axes_beside(arms, columns, "gap")
+        return word, condition, {**effects, **found, **beside, **_powers(found, 0.2, tests)}
 
     verdict = decide("C28", evidence, rule, ("clean",))
     return Verdict(verdict.claim, verdict.word, verdict.condition, verdict.effects or effects)
@@ -326,7 +344,8 @@ def c32(arms: Arms) -> Finding:
     effects, tests = _tau_effects(arms, columns, "heldout_error", 0.95)
     before = next(iter(effects))
     words = {name: interval_rule(effect, 0.2) for name, effect in effects.items()}
-    effects_and_power = {**effects, **_powers(effects, 0.2, tests)}
+    beside = _axes_beside(arms, columns, "heldout_error")
+    effects_and_power = {**effects, **beside, **_powers(effects, 0.2, tests)}
     if set(words.values()) == {"holds"}:
         return "holds", "", effects_and_power
     if words[before] == "holds":
@@ -392,11 +411,17 @@ def c35(evidence: Evidence, seeds: Seeds) -> Finding:
         f"ln B4-lambda of plain / {words.rsplit(' ', 1)[0]}": t_interval(plain - variant)
         for words, variant in variants.items()
     }
+    # Each depth by itself stands beside: their difference widens the registered intervals.
+    beside = {
+        f"{name}, {depth} convolutions": t_interval((plain - variant)[place :: len(DEPTHS)])
+        for name, variant in zip(effects, variants.values(), strict=True)
+        for place, depth in enumerate(DEPTHS)
+    }
     conditions = {
         name: f"only {words} meant" for name, words in zip(effects, variants, strict=True)
     }
     word, condition = one_or_all(effects, math.log(1.5), conditions, len(plain))
-    return word, condition, effects
+    return word, condition, {**effects, **beside}
 
 
 @_on_sweep("C36", "clean", optimizers=("sgd", "adam"))
@@ -437,7 +462,9 @@ def c36(arms: Arms) -> Finding:
 @_on_sweep("C37", "clean", "noisy")
 def c37(arms: Arms) -> Finding:
     """lambda_max diagnoses the quality of a minimum and generalisation."""
-    effects, tests = _tau_effects(arms, {"lambda": "lambda_max"}, "gap", 1 - 0.05 / 2)
+    columns = {"lambda": "lambda_max"}
+    effects, tests = _tau_effects(arms, columns, "gap", 1 - 0.05 / 2)
     conditions = {name: f"the labels are {arm}" for name, arm in zip(effects, arms, strict=True)}
     found = one_or_all(effects, 0.2, conditions, _runs(arms))
-    return *found, {**effects, **_powers(effects, 0.2, tests)}
+    beside = _axes_beside(arms, columns, "gap")
+    return *found, {**effects, **beside, **_powers(effects, 0.2, tests)}
