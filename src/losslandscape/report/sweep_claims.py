@@ -220,9 +220,7 @@ def _tau_effects(
     return effects, tests
 
 
-def _axes_beside(
-    arms: Arms, columns: Mapping[str, str], target: str
-) -> dict[str, Interval]:
+def _axes_beside(arms: Arms, columns: Mapping[str, str], target: str) -> dict[str, Interval]:
     """psi_i of each measure with the target: the factors that a partial tau does not hold fixed.
 
     Source: registered for F1; beside the claims they decide nothing.
