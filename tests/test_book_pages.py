@@ -65,6 +65,7 @@ class Visit:
     phone_width: int = 0
     too_wide: list[str] = field(default_factory=list)
     cut_off: list[str] = field(default_factory=list)  # formulas in a sentence, on a phone
+    stray: list[str] = field(default_factory=list)  # those with their full stop on the next line
     violations: dict = field(default_factory=dict)  # place of AXE: what axe-core objects to
 
 
@@ -113,6 +114,16 @@ TOO_WIDE = """() => [...document.querySelectorAll("body *")]
 CUT_OFF = """() => [...document.querySelectorAll(".bd-article span.math mjx-container")]
   .filter((m) => !m.closest(".scrolls") && m.getBoundingClientRect().right > window.innerWidth)
   .map((m) => m.textContent.slice(0, 60))"""
+
+STRAY = """() => [...document.querySelectorAll(".bd-article span.math")].filter((m) => {
+  const mark = m.nextSibling;
+  if (mark?.nodeType !== 3 || !/^[.,;:!?)]/.test(mark.data) || !m.checkVisibility()) return false;
+  const letter = document.createRange();
+  letter.setStart(mark, 0);
+  letter.setEnd(mark, 1);
+  const formula = m.querySelector("mjx-container").getBoundingClientRect();
+  return letter.getBoundingClientRect().left < formula.right - 20;
+}).map((m) => m.parentElement.textContent.slice(0, 60))"""
 
 # Without its slow test of colours: FAINT makes the same one, in both themes.
 AXE_RULES = """() => axe.run(document, {preload: false, resultTypes: ["violations"], rules: {
@@ -223,6 +234,7 @@ def _visit(browser, page: str) -> Visit:
     if seen.phone_width > PHONE["width"]:
         seen.too_wide = tab.evaluate(TOO_WIDE)
     seen.cut_off = tab.evaluate(CUT_OFF)
+    seen.stray = tab.evaluate(STRAY)
     tab.close()
     return seen
 
@@ -270,6 +282,11 @@ def test_a_desk_needs_no_sideways_scrolling(visit, page):
 @each_page
 def test_no_formula_in_a_sentence_is_cut_off_on_a_phone(visit, page):
     assert visit(page).cut_off == []
+
+
+@each_page
+def test_no_line_begins_with_the_full_stop_after_a_formula(visit, page):
+    assert visit(page).stray == []
 
 
 @each_page

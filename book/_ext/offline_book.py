@@ -1,8 +1,9 @@
 """Make the book complete in itself: no request to another host, accessible, traceable.
 
-Five small jobs: numbers of the records become substitutions for prose (``{{ ll_name }}``),
+Six small jobs: numbers of the records become substitutions for prose (``{{ ll_name }}``),
 MathJax comes from its pip package, sphinx-thebe's remote scripts go, the theme's accessibility
-slips are mended, and the edit button of a chapter opens its text.
+slips are mended, no line begins with the punctuation after a formula, and the edit button of a
+chapter opens its text.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ ACCESSIBILITY = [
     ),
     (re.compile(r"<th>\s*</th>"), "<td></td>"),
 ]
+
+FORMULA_AND_MARK = re.compile(
+    r'(<span class="math notranslate nohighlight">[^<]*</span>)([.,;:!?)\]\u2019\u201d]+)'
+)
 
 
 def add_headline_numbers(app: Sphinx, config: Config) -> None:
@@ -77,6 +82,15 @@ def mend_accessibility(
             context["body"] = pattern.sub(replacement, context["body"])
 
 
+def keep_punctuation(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Keep a formula and the mark after it on one line: browsers break between the two."""
+    if "body" in context:
+        unbroken = r'<span class="unbroken">\1\2</span>'
+        context["body"] = FORMULA_AND_MARK.sub(unbroken, context["body"])
+
+
 def edit_the_text(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
@@ -94,6 +108,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", add_headline_numbers)
     app.connect("html-page-context", drop_thebe, priority=900)
     app.connect("html-page-context", mend_accessibility, priority=900)
+    app.connect("html-page-context", keep_punctuation, priority=900)
     app.connect("html-page-context", edit_the_text, priority=900)
     app.connect("build-finished", copy_mathjax)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
