@@ -1,6 +1,7 @@
 """Rank statistics of the sweep: definitions, references, intervals, and what they find in data."""
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import replace
 from itertools import product
@@ -947,6 +948,9 @@ class TestJudges:
         verdict = claims.judge("C35", recorded(architecture=runs))
         words = "untestable here (1 of 30 runs never came to the common training loss)"
         assert str(verdict) == words
+        assert [effect.count for effect in verdict.effects.values()] == [9, 10, 5, 4, 5, 5]
+        for effect in verdict.effects.values():  # of the pairs that are left
+            assert effect.mean == pytest.approx(math.log(2), abs=0.2)
         runs = self.variants({"plain": 1.0, "bn": 0.5, "residual": 0.5})
         runs["bn_8"][3]["level"][2]["row_lambda_max"]["residual"] = 1.0
         verdict = claims.judge("C35", recorded(architecture=runs))

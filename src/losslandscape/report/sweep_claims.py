@@ -396,30 +396,39 @@ ARCHITECTURES = tuple(f"{variant}_{depth}" for variant in VARIANTS for depth in 
 @judges("C35", "architecture", ARCHITECTURES, certified={"row_lambda_max": 1e-2})
 def c35(evidence: Evidence, seeds: Seeds) -> Finding:
     """Batch normalisation and residual connections lead to flatter minima."""
-    reached = [run["reached"] for row in seeds for run in row]
-    if not all(reached):
-        short = f"{reached.count(False)} of {len(reached)} runs"
-        return "untestable here", f"({short} never came to the common training loss)", {}
-    logs = np.array([[mean_log(run["level"], "row_lambda_max") for run in row] for row in seeds])
+    logs = np.array(
+        [
+            [mean_log(run["level"], "row_lambda_max") if run["reached"] else np.nan for run in row]
+            for row in seeds
+        ]
+    )
     plain, normalised, residual = (
         logs[:, place : place + len(DEPTHS)].ravel() for place in (0, 2, 4)
     )
     variants = {"batch normalisation is": normalised, "residual connections are": residual}
-    effects = {
-        f"ln B4-lambda of plain / {words.rsplit(' ', 1)[0]}": t_interval(plain - variant)
+    ratios = {
+        f"ln B4-lambda of plain / {words.rsplit(' ', 1)[0]}": plain - variant
         for words, variant in variants.items()
     }
     # Each depth by itself stands beside: their difference widens the registered intervals.
-    beside = {
-        f"{name}, {depth} convolutions": t_interval((plain - variant)[place :: len(DEPTHS)])
-        for name, variant in zip(effects, variants.values(), strict=True)
+    of_depth = {
+        f"{name}, {depth} convolutions": ratio[place :: len(DEPTHS)]
+        for name, ratio in ratios.items()
         for place, depth in enumerate(DEPTHS)
     }
-    conditions = {
-        name: f"only {words} meant" for name, words in zip(effects, variants, strict=True)
+    effects = {
+        name: t_interval(ratio[np.isfinite(ratio)])
+        for name, ratio in {**ratios, **of_depth}.items()
+        if np.isfinite(ratio).sum() > 1
     }
-    word, condition = one_or_all(effects, math.log(1.5), conditions, len(plain))
-    return word, condition, {**effects, **beside}
+    never = int(np.isnan(logs).sum())
+    if never:  # an instrument check; the pairs of the other runs stand beside
+        short = f"{never} of {logs.size} runs"
+        return "untestable here", f"({short} never came to the common training loss)", effects
+    deciding = {name: effects[name] for name in ratios}
+    conditions = {name: f"only {words} meant" for name, words in zip(ratios, variants, strict=True)}
+    word, condition = one_or_all(deciding, math.log(1.5), conditions, len(plain))
+    return word, condition, effects
 
 
 @_on_sweep("C36", "clean", optimizers=("sgd", "adam"))
