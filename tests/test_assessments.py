@@ -6,6 +6,8 @@ import json
 import pytest
 
 import losslandscape as ll
+from losslandscape.framework.assessment import verdict_of
+from losslandscape.lab import records
 from losslandscape.lab.experiments import assessments
 from losslandscape.lab.models import cnn
 from losslandscape.lab.training import RECIPES, Recipe, evaluate, fit
@@ -31,8 +33,21 @@ def test_the_end_point_is_that_of_the_other_studies(digits):
     assert read.verdict == "not-a-minimum"
     assert read.hessian_examples == 100
     assert read.to_dict() == result
+    assert read.thresholds == ll.Thresholds(loss=0.5, fall=0.02)
+    assert read.val_loss == pytest.approx(evaluate(model, digits)["test_loss"], rel=1e-5)
+    assert read.measures["trace"].samples.shape == (32, 4)
+    assert read.seconds == 0
 
 
 def test_a_run_that_diverges_says_so(digits):
     with pytest.raises(FloatingPointError, match="training diverged"):
         assessments.measure(Recipe("wild", "sgd", lr=1e30, epochs=3), digits, 0, SETTINGS)
+
+
+def test_committed_verdicts_follow_from_what_is_stored_beside_them():
+    limits = assessments.Settings()
+    for record in records.load_study("assessments"):
+        read = ll.Assessment.from_dict(record.results)
+        assert read.thresholds == ll.Thresholds(loss=limits.level, fall=limits.fall)
+        word, _ = verdict_of(read.checks, read.stability, read.orbit, read.thresholds)
+        assert read.verdict == word

@@ -227,6 +227,26 @@ def test_a_climb_starts_along_the_gradient_and_the_sharpest_direction(digits):
     assert wider[2] > 0.9 * (1e-2 * along_v + second)
     assert wider[3] > 0.9 * (-1e-2 * along_v + second)
     json.dumps(result, allow_nan=False)
+    assert [len(path) for radius in result["paths"] for path in radius] == [3] * 8
+    assert [[path[-1] for path in radius] for radius in result["paths"]] == result["rises"]
+    exact = result["quadratic"]
+    assert all(exact["converged"])
+    assert exact["rises"][0] == pytest.approx(tiny[0], rel=1e-3)
+    assert result["history"][-1]["epoch"] == 3
+    assert climbs.measure_training(ADAM, digits, 0, settings)["history"] == result["history"]
+
+
+def test_before_the_first_step_a_climb_is_a_difference_of_losses(digits):
+    eps = 1e-5
+    settings = climbs.Settings(**SMALL, images=100, tol=1e-6, radii=(eps,), steps=0)
+    result = climbs.measure(ADAM, digits, 0, settings)
+    model, (images, labels) = trained(digits, ADAM).double(), digits.stratified_subset(100)
+    loss = float(cross_entropy(model(images.double()), labels).detach())
+    assert result["loss"] == pytest.approx(loss, rel=1e-10)
+    uphill, downhill, along, against = result["rises"][0]
+    assert (uphill - downhill) / (2 * eps) == pytest.approx(result["grad_norm"], rel=1e-4)
+    assert (along - against) / (2 * eps) == pytest.approx(result["slope"], rel=1e-4)
+    assert (along + against) / eps**2 == pytest.approx(result["lambda_max"]["value"], rel=1e-2)
 
 
 def test_settings_and_recipes_are_json_ready():

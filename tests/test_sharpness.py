@@ -435,3 +435,27 @@ def test_sam_and_variation_refuse_zero_directions():
     op = HessianOperator(model, mse_loss, (x, x))
     with pytest.raises(ValueError, match="must not be zero"):
         sharpness.hessian_variation(op, vector(0), vector(1))
+
+
+def test_a_step_is_as_long_as_the_ball_whatever_the_size_of_the_gradient():
+    model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    slope, eps = 1e-6, 0.1  # L(w) = slope w_1, so the gradient is the same everywhere
+    data = (vector(slope, 0)[None], torch.zeros(1, 1, dtype=torch.float64))
+    across = vector(0, 1)[:, None]
+    found = sharpness.loss_sharpness(
+        model, lambda out, _: out.mean(), data, eps, steps=2, starts=across
+    )
+    # From (0, 1) a step of 1 to (1, 1), back to the ball, then one of 2 to (1 / sqrt(2) + 2, ...)
+    second = (0.5**0.5 + 2) / math.hypot(0.5**0.5 + 2, 0.5**0.5)
+    expected = eps * slope * vector(0, 0.5**0.5, second)
+    torch.testing.assert_close(found.paths[0, 0], expected, rtol=1e-9, atol=1e-18)
+    assert found.by_start[0, 0] == found.paths[0, 0, -1]
+
+
+def test_the_path_of_an_ascent_that_stops_is_filled_up():
+    model = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    data = (torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
+    found = sharpness.loss_sharpness(
+        model, lambda out, _: out.mean(), data, 1.0, steps=3, starts=torch.ones(1, 1)
+    )
+    assert found.paths.tolist() == [[[0.0] * 4]]

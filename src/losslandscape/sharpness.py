@@ -261,6 +261,8 @@ class LossSharpness:
         directions: ``(D, m)`` where it was found.
         by_start: ``(m, k)`` best rise from each start; a wide spread says that the ascents end in
             different local maxima.
+        paths: ``(m, k, steps + 1)`` best rise so far: at the start, then after each step. An ascent
+            whose last steps still rise had not converged.
         gradients: Gradients over all the data that were computed.
     """
 
@@ -268,6 +270,7 @@ class LossSharpness:
     values: Tensor  # (m,)
     directions: Tensor  # (D, m)
     by_start: Tensor  # (m, k)
+    paths: Tensor  # (m, k, steps + 1)
     gradients: int
 
 
@@ -339,19 +342,21 @@ def loss_sharpness(
     if not (sums.norm(starts) > 0).all():
         raise ValueError("starts must not hold a zero vector")
 
-    directions, by_start = [], []
+    directions, paths = [], []
     for eps in radii.tolist():
-        ends = [_ascend(at, start, eps, steps) for start in starts.T]
-        rises = [value - here for value, _ in ends]
-        best = int(np.argmax(rises))
-        directions.append(ends[best][1] if rises[best] > 0 else torch.zeros_like(slope))
-        by_start.append(torch.tensor(rises, dtype=torch.float64))
-    table = torch.stack(by_start)
+        ascents = [_ascend(at, start, eps, steps) for start in starts.T]
+        rises = torch.tensor([heights for heights, _ in ascents], dtype=torch.float64) - here
+        best = int(rises[:, -1].argmax())
+        directions.append(ascents[best][1] if rises[best, -1] > 0 else torch.zeros_like(slope))
+        paths.append(rises)
+    every = torch.stack(paths)
+    table = every[:, :, -1]
     return LossSharpness(
         radii=radii,
         values=table.max(dim=1).values.clamp(min=0.0),
         directions=torch.stack(directions, dim=1),
         by_start=table,
+        paths=every,
         gradients=counted,
     )
 
@@ -441,14 +446,16 @@ def _moved(objective: MeanLoss, offset: Tensor) -> Iterator[None]:
 
 def _ascend(
     at: Callable[[Tensor], tuple[float, Tensor]], start: Tensor, radius: float, steps: int
-) -> tuple[float, Tensor]:
-    """The largest value met, and where."""
+) -> tuple[list[float], Tensor]:
+    """The largest value met so far, at the start and after each step, and where the last was."""
     offset = start * (radius / sums.norm(start))
     value, slope = at(offset)
+    heights = [value]
     length = 1.0  # in radii
     for _ in range(steps):
         norm = sums.norm(slope)
         if norm == 0:
+            heights += [value] * (steps + 1 - len(heights))
             break
         trial = offset + length * radius / norm * slope
         trial = trial * (radius / sums.norm(trial)).clamp(max=1.0)
@@ -458,7 +465,8 @@ def _ascend(
             length *= 2
         else:
             length /= 2
-    return value, offset
+        heights.append(value)
+    return heights, offset
 
 
 def _maximum(theta: np.ndarray, slopes: np.ndarray, radius: float) -> tuple[np.ndarray, float]:

@@ -177,6 +177,7 @@ STUDIES = {
             seeds=tuple(range(10)),
             settings=climbs.Settings(),
             experiment=climbs.measure,
+            repeat=climbs.measure_training,
             tolerances=_TOLERANCES,
         ),
         Study(

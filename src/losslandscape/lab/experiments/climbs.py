@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from losslandscape.eigen import lanczos
 from losslandscape.lab.data import Dataset
 from losslandscape.lab.experiments.three_configurations import summary
 from losslandscape.lab.models import cnn
-from losslandscape.lab.training import Recipe, fit
-from losslandscape.objective import gradient
+from losslandscape.lab.training import Recipe, Run, fit
+from losslandscape.objective import flat, gradient
 from losslandscape.operators import HessianOperator
-from losslandscape.sharpness import loss_sharpness
+from losslandscape.sharpness import loss_sharpness, quadratic_sharpness
 
 
 @dataclass(frozen=True)
@@ -45,18 +44,22 @@ def measure(recipe: Recipe, dataset: Dataset, seed: int, settings: Settings) -> 
     """Train once and climb from the end point, in ``float64``: JSON-ready results of one run.
 
     Returns:
-        ``lambda_max``; ``grad_norm`` and ``slope``, the gradient along the top eigenvector;
-        ``loss``; ``radii``; ``rises``: per radius the rise found from plus and minus the gradient
-        and plus and minus the top eigenvector, see
-        :func:`~losslandscape.sharpness.loss_sharpness`.
+        ``history`` (see :class:`~losslandscape.lab.training.Run`), by which the network can be
+        known again; on the subset ``loss``, ``grad_norm``, ``lambda_max`` and ``slope``, the
+        gradient along the top eigenvector; ``weight_norm``; ``radii``; ``rises``: per radius the
+        rise found from plus and minus the gradient and plus and minus the top eigenvector, and
+        ``paths``: the best rise so far, at the start and after each step, see
+        :func:`~losslandscape.sharpness.loss_sharpness`; ``quadratic``: the exact maxima of the
+        quadratic model, see :func:`~losslandscape.sharpness.quadratic_sharpness`.
     """
-    model = cnn(dataset, seed=seed, channels=settings.channels, hidden=settings.hidden)
-    fit(model, recipe, dataset, seed=seed, progress=False, on_epoch=None)
+    run = _trained(recipe, dataset, seed, settings)
     images, labels = dataset.stratified_subset(min(settings.images, len(dataset.y_train)))
-    model, batch = model.double(), (images.double(), labels)
-    top = lanczos(HessianOperator(model, cross_entropy, batch), tol=settings.tol)
+    model, batch = run.model.double(), (images.double(), labels)
     loss, slope = gradient(model, cross_entropy, batch)
-    v = top.vectors[:, 0]
+    exact = quadratic_sharpness(
+        HessianOperator(model, cross_entropy, batch), slope, settings.radii, tol=settings.tol
+    )
+    v = exact.top.vectors[:, 0]
     climbs = loss_sharpness(
         model,
         cross_entropy,
@@ -66,10 +69,33 @@ def measure(recipe: Recipe, dataset: Dataset, seed: int, settings: Settings) -> 
         starts=torch.stack([slope, -slope, v, -v], dim=1),
     )
     return {
+        "history": run.history,
         "loss": loss,
         "grad_norm": float(slope.norm()),
         "slope": float(slope @ v),
-        "lambda_max": summary(top, len(labels)),
+        "weight_norm": float(flat(model.parameters()).norm()),
+        "lambda_max": summary(exact.top, len(labels)),
         "radii": list(settings.radii),
         "rises": climbs.by_start.tolist(),
+        "paths": climbs.paths.tolist(),
+        "quadratic": {
+            "rises": exact.values.tolist(),
+            "multipliers": exact.multipliers.tolist(),
+            "residuals": exact.residuals.tolist(),
+            "cases": list(exact.cases),
+            "converged": exact.converged.tolist(),
+            "products": exact.products,
+        },
     }
+
+
+def measure_training(
+    recipe: Recipe, dataset: Dataset, seed: int, settings: Settings
+) -> dict[str, Any]:
+    """The part of :func:`measure` along training."""
+    return {"history": _trained(recipe, dataset, seed, settings).history}
+
+
+def _trained(recipe: Recipe, dataset: Dataset, seed: int, settings: Settings) -> Run:
+    model = cnn(dataset, seed=seed, channels=settings.channels, hidden=settings.hidden)
+    return fit(model, recipe, dataset, seed=seed, progress=False, on_epoch=None)
