@@ -112,8 +112,18 @@ TOO_WIDE = """() => [...document.querySelectorAll("body *")]
   .map((e) => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 40)}`).slice(0, 8)"""
 
 CUT_OFF = """() => [...document.querySelectorAll(".bd-article span.math mjx-container")]
-  .filter((m) => !m.closest(".scrolls") && m.getBoundingClientRect().right > window.innerWidth)
+  .filter((m) => m.checkVisibility() && !m.closest(".scrolls"))
+  .filter((m) => m.getBoundingClientRect().right
+    > Math.min(m.parentElement.getBoundingClientRect().right + 1, window.innerWidth))
   .map((m) => m.textContent.slice(0, 60))"""
+
+UNFOLD = """() => {
+  for (const box of document.querySelectorAll(".toggle-hidden")) {
+    box.classList.remove("toggle-hidden");
+  }
+  for (const box of document.querySelectorAll("details")) box.open = true;
+  window.dispatchEvent(new Event("resize"));
+}"""
 
 STRAY = """() => [...document.querySelectorAll(".bd-article span.math")].filter((m) => {
   const mark = m.nextSibling;
@@ -121,8 +131,7 @@ STRAY = """() => [...document.querySelectorAll(".bd-article span.math")].filter(
   const letter = document.createRange();
   letter.setStart(mark, 0);
   letter.setEnd(mark, 1);
-  const formula = m.querySelector("mjx-container").getBoundingClientRect();
-  return letter.getBoundingClientRect().left < formula.right - 20;
+  return letter.getBoundingClientRect().left < m.getBoundingClientRect().right - 20;
 }).map((m) => m.parentElement.textContent.slice(0, 60))"""
 
 # Without its slow test of colours: FAINT makes the same one, in both themes.
@@ -233,6 +242,7 @@ def _visit(browser, page: str) -> Visit:
     seen.phone_width = tab.evaluate("document.documentElement.scrollWidth")
     if seen.phone_width > PHONE["width"]:
         seen.too_wide = tab.evaluate(TOO_WIDE)
+    tab.evaluate(UNFOLD)
     seen.cut_off = tab.evaluate(CUT_OFF)
     seen.stray = tab.evaluate(STRAY)
     tab.close()

@@ -43,7 +43,7 @@ window.addEventListener("load", () => {
 
 /* What is wider than its column scrolls: show it, and let the keyboard reach it, and only it. */
 const WIDE = {
-  ".bd-article mjx-container": "Formula, scrolls sideways",
+  ".bd-article :is(mjx-container, span.math)": "Formula, scrolls sideways",
   ".bd-article .pst-scrollable-table-container": "Table, scrolls sideways",
   ".bd-article .cell_output .output": "Output, scrolls sideways",
 };
@@ -52,7 +52,15 @@ function showSides(box) {
   box.classList.toggle("goes-left", box.scrollLeft > 1);
   box.classList.toggle("goes-right", rest > 1);
 }
+/* In a sentence only: MathJax leaves invisible parts beside short formulas too. */
+function markWideFormulas() {
+  const spans = [...document.querySelectorAll(".bd-article span.math:has(mjx-container)")];
+  const right = (box) => box.getBoundingClientRect().right;
+  const wide = spans.map((span) => right(span.querySelector("mjx-container")) > right(span) + 1);
+  spans.forEach((span, place) => span.classList.toggle("wide", wide[place]));
+}
 function reachWideBoxes() {
+  markWideFormulas();
   for (const [query, label] of Object.entries(WIDE)) {
     for (const box of document.querySelectorAll(query)) {
       const wide = box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX === "auto";
@@ -76,6 +84,10 @@ window.addEventListener("load", () => {
   typeset.then(reachWideBoxes);
 });
 window.addEventListener("resize", reachWideBoxes);
+document.addEventListener("click", (event) => {
+  // What unfolds may hold wide boxes.
+  if (event.target.closest?.(".toggle-button, .admonition-title, summary")) setTimeout(reachWideBoxes, 400);
+});
 
 /* A definition stays on the screen, and Escape puts it away (WCAG 1.4.13). */
 function placeHint(event) {
