@@ -368,6 +368,19 @@ def test_solutions_are_folded(visit, page):
     assert facts["openSolutions"] == facts["openDetails"] == facts["unfoldable"] == 0
 
 
+def test_a_wide_formula_scrolls_as_soon_as_its_solution_is_unfolded(browser):
+    tab = _new_tab(browser)
+    tab.set_viewport_size(PHONE)
+    tab.goto((HTML / "notebooks/08_rescaling.html").as_uri(), wait_until="load")
+    tab.evaluate(TYPESET)
+    wide = tab.locator(".solution span.math.wide.scrolls[tabindex='0']")
+    assert wide.count() == 0
+    for button in tab.locator(".solution").locator(".toggle-button, summary").all():
+        button.click()
+    wide.first.wait_for()
+    tab.close()
+
+
 @each_chapter
 def test_a_chapter_offers_its_notebook_and_its_text(visit, page):
     links = visit(page).facts["links"]

@@ -67,21 +67,23 @@ class TestRules:
         assert said("C8", {"r": [0.991, 1.009]}) == "waits for 10 of 10 run seeds of climbs"
 
     @pytest.mark.parametrize(
-        ("sharp", "word"),
+        ("sharp", "word", "best"),
         [
-            ((9.0, 3.0, 1.0, 1.09, 0.5, 0.5, 0.5), "holds"),
-            ((9.0, 3.0, 1.11, 1.11, 0.89, 0.89, 0.5), "holds if"),  # just outside
+            ((9.0, 3.0, 1.0, 1.09, 0.5, 0.5, 0.5), "holds", 0.09),
+            ((9.0, 3.0, 1.11, 1.12, 0.89, 0.89, 0.5), "holds if", 0.11),  # just outside
             # near 1 twice, but not at two radii side by side
-            ((9.0, 1.0, 2.0, 1.09, 0.5, 0.5, 0.5), "holds if"),
+            ((9.0, 1.0, 2.0, 1.09, 0.5, 0.5, 0.5), "holds if", 0.5),
         ],
     )
-    def test_c8_looks_for_two_adjacent_radii(self, sharp, word):
+    def test_c8_looks_for_two_adjacent_radii(self, sharp, word, best):
         good = (9.0, 9.0, 9.0, 0.95, 1.05, 0.5, 0.5)
         evidence = self.climbs({SHARP: sharp, FLAT: good, ADAM: good})
         verdict = judge_live("C8", {"r": [1.0]}, evidence)
         assert verdict.word == word
         assert (f"{FLAT} and {ADAM}" in verdict.condition) == (word == "holds if")
-        assert verdict.effects[f"median r of {SHARP}"] == pytest.approx(sharp)
+        assert verdict.effects[f"median r of {SHARP}, all radii"] == pytest.approx(sharp)
+        deciding = verdict.effects[f"abs(median r - 1) of {SHARP}, best two radii side by side"]
+        assert deciding == pytest.approx([best])
 
     def test_c8_says_so_where_no_row_passes(self):
         far = (9.0, 9.0, 9.0, 2.0, 1.0, 0.5, 0.5)  # near 1 at one radius only

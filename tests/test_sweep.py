@@ -959,6 +959,18 @@ class TestJudges:
         verdict = claims.judge("C35", recorded(architecture=runs))
         assert str(verdict) == "waits for 1 of 5 run seeds of architecture"
 
+    def test_c35_gives_no_interval_where_a_single_pair_is_left(self):
+        runs = self.variants({"plain": 1.0, "bn": 0.5, "residual": 0.5})
+        for seed in range(4):
+            runs["bn_8"][seed] = {"reached": False, "level": []}
+        for seed in range(5):
+            runs["residual_2"][seed] = runs["residual_8"][seed] = {"reached": False, "level": []}
+        verdict = claims.judge("C35", recorded(architecture=runs))
+        assert str(verdict).startswith("untestable here (14 of 30 runs never came")
+        counts = {name: effect.count for name, effect in verdict.effects.items()}
+        bn = "ln B4-lambda of plain / batch normalisation"
+        assert counts == {bn: 6, f"{bn}, 2 convolutions": 5}
+
     def variants(self, factors):
         generator = np.random.default_rng(0)
         return {

@@ -62,6 +62,13 @@ def test_second_difference_of_a_quartic_has_its_closed_form():
     assert model.weight.item() == 1.0
 
 
+@pytest.mark.parametrize("step", [0.0, float("nan"), float("inf")])
+def test_second_difference_needs_a_step(step):
+    x = torch.zeros(4, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"^expected a step that is finite and not 0, got"):
+        taylor.second_differences(Power(4), mean_output, (x, x), torch.ones(1), step)
+
+
 def test_quadratic_loss_leaves_no_second_remainder_and_weights_are_put_back():
     x, _ = problem()
     model = nn.Linear(5, 2, dtype=torch.float64)

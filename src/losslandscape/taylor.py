@@ -6,6 +6,7 @@ Everything here is exact up to rounding and wants ``float64``: a remainder of th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -63,13 +64,14 @@ def second_differences(
     Args:
         model, loss_fn, data: As for :class:`~losslandscape.operators.HessianOperator`.
         directions: ``(D,)``, or ``(D, k)`` for ``k`` directions; not normalised here.
-        step: ``h``, in units of the length of the direction.
+        step: ``h``, not 0, in units of the length of the direction.
 
     Returns:
         ``(k,)`` curvatures in ``float64``; one for ``(D,)``.
 
     Raises:
-        ValueError: Parameters not in ``float64``, or a direction of the wrong shape or not finite.
+        ValueError: Parameters not in ``float64``, a direction of the wrong shape or not finite, or
+            a step that is 0 or not finite.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
@@ -78,6 +80,8 @@ def second_differences(
         >>> [round(value, 6) for value in found.tolist()]
         [2.0, 18.0]
     """
+    if not (step and math.isfinite(step)):
+        raise ValueError(f"expected a step that is finite and not 0, got {step}")
     op = _operator(model, loss_fn, data)
     steps = torch.tensor([step, 0.0, -step], dtype=torch.float64)
     curvatures = []
