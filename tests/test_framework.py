@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import losslandscape as ll
 from losslandscape.cli import main
 from losslandscape.framework import VERDICTS, Measure, assessment, bootstrap, compare
 from losslandscape.framework.findings import Check, OrbitCheck, Stability
+from losslandscape.framework.gate import constant_loss
 from losslandscape.framework.hessian_set import subset_of
 from losslandscape.framework.measures import relative_scale, with_interval
 from losslandscape.operators import HessianOperator, ScaledOperator, weight_scale
@@ -407,6 +409,118 @@ def test_the_callers_model_is_left_as_it_is(classifier):
     assert any("no rescalings known" in note for note in found.notes)
 
 
+def test_a_loss_that_reads_the_callers_model_is_refused():
+    """A copy is measured, so its weights would not be those of the loss."""
+    model, (X, y) = least_squares()
+
+    def penalised(outputs, targets):
+        return mse_loss(outputs, targets) + model.weight.square().sum()
+
+    class Penalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.of = [model]
+
+        def forward(self, outputs, targets):
+            return penalised(outputs, targets)
+
+    for loss_fn in (penalised, Penalised()):
+        with pytest.raises(ValueError, match="reads the weights of the model itself, and a copy"):
+            ll.assess(model, loss_fn, (X, y), **QUICK)
+    assert model.weight.grad is None
+
+    class Keeps(nn.Linear):
+        def forward(self, inputs):
+            self.kept = inputs.square().mean().detach()
+            return super().forward(inputs)
+
+    keeps = Keeps(3, 1, bias=False, dtype=torch.float64)
+    keeps(X)
+    with pytest.raises(ValueError, match="reads what the model keeps of its last pass"):
+        ll.assess(keeps, lambda o, t: mse_loss(o, t) + keeps.kept, (X, y), **QUICK)
+    # Its sizes may be read.
+    found = ll.assess(model, lambda o, t: mse_loss(o, t) / model.out_features, (X, y), **QUICK)
+    assert found.verdict == "comparable"
+
+
+def test_parameters_of_the_loss_get_no_gradient():
+    model, (X, y) = least_squares()
+
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.log = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+        def forward(self, outputs, targets):
+            return mse_loss(outputs, targets) * (-self.log).exp() + self.log
+
+    loss_fn = Learned()
+    ll.assess(model, loss_fn, (X, y), **QUICK)
+    assert loss_fn.log.grad is None
+
+
+@pytest.mark.parametrize("added", [-100.0, -0.5, 7.0])
+def test_a_constant_added_to_the_loss_changes_no_condition_of_the_gate(added):
+    X = normal(60, 2)
+    y = X @ torch.tensor([[1.0], [0.3]]).double() + 0.1 * normal(60, 1, seed=1)
+    model = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+    for share, passes in ((0.85, False), (0.99, True)):  # of the best weights
+        model.weight.data = share * torch.linalg.lstsq(X, y).solution.T
+        losses = mse_loss, lambda o, t: mse_loss(o, t) + added
+        found = [check_of(ll.assess(model, loss, (X, y), **QUICK), "polish") for loss in losses]
+        assert [check.passed for check in found] == [passes, passes]
+        assert found[1].threshold == pytest.approx(found[0].threshold, abs=1e-6 * abs(added) + 1e-9)
+
+
+def test_the_default_fall_is_a_share_of_what_was_gained_over_constant_outputs():
+    model, (X, y) = least_squares()
+    y = y + 5
+    bias = nn.Linear(3, 1, dtype=torch.float64)
+    with torch.no_grad():
+        bias.weight.copy_(model.weight)
+        bias.bias.fill_(5.0)
+    check = check_of(ll.assess(bias, mse_loss, (X, y), **QUICK), "polish")
+    gained = y.var(unbiased=False) - mse_loss(bias(X), y).detach()
+    assert check.threshold == pytest.approx(0.01 * float(gained), rel=1e-3)
+
+
+class Named(nn.Module):
+    """The outputs of a network in a dict, with one that the loss does not read."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, inputs):
+        return {"prediction": self.net(inputs), "inputs": inputs}
+
+
+def test_outputs_in_a_dict_get_the_allowance_of_the_plain_network():
+    X = normal(60, 2)
+    y = X.sum(dim=1, keepdim=True) + 0.01 * normal(60, 1, seed=1)
+    net = nn.Linear(2, 1, dtype=torch.float64)
+    with torch.no_grad():
+        net.weight.fill_(0.98)
+        net.bias.zero_()
+    plain = ll.assess(net, mse_loss, (X, y), **QUICK)
+    named = ll.assess(Named(net), lambda o, t: mse_loss(o["prediction"], t), (X, y), **QUICK)
+    assert check_of(named, "polish").threshold == pytest.approx(check_of(plain, "polish").threshold)
+    assert named.verdict == plain.verdict == "comparable"
+    told = ll.compare(named, named).reasons
+    assert any("only 2 of 4 measures can vote, 3 must agree" in reason for reason in told)
+
+
+def test_outputs_that_must_be_probabilities():
+    X = normal(60, 2)
+    y = (X[:, :1] + normal(60, 1, seed=1) > 0).double()
+    model = seeded(lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1), nn.Sigmoid()))
+    found = ll.assess(model, nn.BCELoss(), (X, y), **QUICK)
+    assert found.verdict == "not-a-minimum"
+    share = y.mean()
+    entropy = float(-share * share.log() - (1 - share) * (1 - share).log())
+    assert constant_loss(model, nn.BCELoss(), (X, y)) == pytest.approx(entropy, rel=0.1)
+
+
 class Attention(nn.Module):
     """One transformer layer over a sequence of tokens, a mean and a linear head."""
 
@@ -494,6 +608,7 @@ BAD = {
     "rescalings": (mse_loss, {"rescalings": -1}, "rescalings must be 0 or more, got -1"),
     "budget": (mse_loss, {"time_budget": 0.0}, "time_budget must be positive seconds, got 0.0"),
     "examples": (mse_loss, {"hessian_examples": 99}, "between 1 and 40, got 99"),
+    "part of an example": (mse_loss, {"hessian_examples": 9.5}, "whole number .*, got 9.5"),
 }
 
 
@@ -525,6 +640,12 @@ def test_bad_models_and_data():
     model.generator = (i for i in range(3))
     with pytest.raises(ValueError, match="cannot be copied"):
         ll.assess(model, mse_loss, (X, y), **QUICK)
+    model = least_squares()[0]
+    model.kept = model.weight * 2
+    with pytest.raises(ValueError, match="holds a tensor with a graph, so detach that first"):
+        ll.assess(model, mse_loss, (X, y), **QUICK)
+    with pytest.raises(ValueError, match="the threshold 'fall' must be 0 or more, got -1"):
+        ll.Thresholds(fall=-1)
 
 
 @pytest.mark.gpu
@@ -642,8 +763,14 @@ def test_what_keeps_two_networks_from_being_compared():
         ll.compare(low, fake(digest="y"))
     with pytest.raises(ValueError, match="different probes"):
         ll.compare(low, fake(probes=2))
-    with pytest.raises(ValueError, match="call assess first"):
-        ll.compare(low, [])
+    for nothing in ([], 3, [low, 3]):
+        with pytest.raises(ValueError, match="call assess first"):
+            ll.compare(low, nothing)
+    other = replace(high, thresholds=ll.Thresholds(moved=0.1))
+    with pytest.raises(ValueError, match="judged by different thresholds"):
+        ll.compare(low, other)
+    told = ll.compare(fake(loss=-0.2), fake(loss=-0.2)).reasons
+    assert told[0] == "a training loss is not positive, and losses are matched by their ratio"
 
 
 def test_batch_normalisation_is_left_out_of_the_relative_curvature():
@@ -761,7 +888,7 @@ def too_much():
     return {**fitted(), "extra": 1}
 
 def with_options():
-    return {**fitted(), "probes": 3, "rescalings": 0}
+    return {**fitted(), "probes": 3, "rescalings": 0, "hessian_examples": 3, "seed": 1}
 
 def six():
     return (*as_tuple(), None, None, None)
@@ -782,8 +909,16 @@ def test_the_shell(tmp_path):
     assert done.exit_code == 0, done.output
     assert "verdict: comparable" in done.output
     assert json.loads(out.read_text())["verdict"] == "comparable"
-    done = run(main, ["assess", f"{file}:with_options"])
+    done = run(main, ["assess", f"{file}:with_options", "--json", str(out)])
     assert done.exit_code == 0, done.output
+    assert json.loads(out.read_text())["hessian_examples"] == 3
+    options = ("--hessian-examples", "4", "--json", str(out))  # what is asked for here wins
+    done = run(main, ["assess", f"{file}:with_options", *options])
+    assert json.loads(out.read_text())["hessian_examples"] == 4
+    done = run(main, ["assess", f"{file}:fitted", "--json", str(tmp_path / "no" / "a.json")])
+    assert done.exit_code == 2
+    assert "there is no folder" in done.output
+    done = run(main, ["assess", f"{file}:fitted", "--json", str(out)])
     done = run(main, ["compare", f"{file}:as_tuple", str(out)])
     assert done.exit_code == 0, done.output
     assert "verdict: undecided" in done.output

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 import losslandscape.operators
 from losslandscape import GaussNewtonOperator, HessianOperator
 from losslandscape.lean_graphs import lean_graphs
+from losslandscape.objective import gradient
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -104,6 +105,39 @@ def test_pooling_is_that_of_pytorch(
         found = slopes_and_derivatives(pool, inputs)
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_weight_normalisation_has_the_second_derivative_of_its_formula(dim):
+    """PyTorch's own is wrong for one norm per row or column; first derivatives are right."""
+    torch.manual_seed(0)
+    v = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    g = torch.rand_like(torch.norm_except_dim(v, 2, dim)).requires_grad_()
+    with lean_graphs():
+        assert torch.autograd.gradgradcheck(lambda *given: torch._weight_norm(*given, dim), (v, g))
+        found = torch._weight_norm(v, g, dim)
+    torch.testing.assert_close(found, torch._weight_norm(v, g, dim))
+
+
+@pytest.mark.parametrize("normalise", [nn.utils.weight_norm, nn.utils.parametrizations.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_products_of_a_network_with_weight_normalisation(normalise):
+    torch.manual_seed(0)
+    X, y = torch.randn(20, 4).double(), torch.randint(3, (20,))
+    block = nn.Sequential(normalise(nn.Linear(4, 5)), nn.Tanh())
+    model = nn.Sequential(block, nn.Linear(5, 3)).double()
+    operator = HessianOperator(model, cross_entropy, (X, y))
+    d = torch.linalg.qr(torch.randn(operator.shape[0], 1).double())[0][:, 0]
+    before = nn.utils.parameters_to_vector(model.parameters()).detach()
+    slopes = []
+    for step in (1e-5, -1e-5):
+        nn.utils.vector_to_parameters(before + step * d, model.parameters())
+        slopes.append(gradient(model, cross_entropy, (X, y))[1])
+    nn.utils.vector_to_parameters(before, model.parameters())
+    difference = (slopes[0] - slopes[1]) / 2e-5
+    torch.testing.assert_close(operator @ d, difference, rtol=1e-6, atol=1e-8)
+    again = HessianOperator(model, cross_entropy, (X, y), recompute=[block])
+    torch.testing.assert_close(again @ d, operator @ d)
 
 
 RELUS = {

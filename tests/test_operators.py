@@ -1,19 +1,23 @@
 """The curvature operators against closed forms, dense matrices and their contract."""
 
 import gc
+import random
 import resource
 import warnings
 import weakref
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, mse_loss
+from torch.utils.checkpoint import checkpoint
 
 from losslandscape.lab.models import mlp
 from losslandscape.objective import gradient
@@ -663,6 +667,26 @@ def test_float32_is_close_to_float64(operator):
     assert float((single - exact).norm() / exact.norm()) < 1e-5
 
 
+def test_reading_the_data_advances_no_generator():
+    """Those of a loader, of Python and of NumPy, from which a data set may draw."""
+
+    class Noisy(torch.utils.data.TensorDataset):
+        def __getitem__(self, index):
+            x, y = super().__getitem__(index)
+            return x + random.random() + np.random.rand(), y  # noqa: NPY002
+
+    own = torch.Generator().manual_seed(3)
+    loader = torch.utils.data.DataLoader(
+        Noisy(*classification()), batch_size=4, shuffle=True, generator=own
+    )
+    states = own.get_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    HessianOperator(network(), cross_entropy, loader)
+    gradient(network(), cross_entropy, loader)
+    assert torch.equal(own.get_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.random.get_state()[1].tolist() == states[2]  # noqa: NPY002
+
+
 class TestRefusals:
     """Each wrong input gives one line that names the value and the fix."""
 
@@ -729,6 +753,65 @@ class TestRefusals:
         ):
             with pytest.raises(ValueError, match=reason):
                 HessianOperator(network(), cross_entropy, data)
+
+    def test_batches_of_other_forms(self):
+        x, y = classification()
+        for data, reason in (
+            ([{"x": x, "y": y}], "got dict: make pairs of two tensors"),
+            ([(x, y, y)], "got tuple of 3: make pairs"),
+            ([((x, x), y)], r"got a tuple in it \(several inputs: one tensor that"),
+        ):
+            with pytest.raises(ValueError, match=reason):
+                HessianOperator(network(), cross_entropy, data)
+
+    def test_what_has_no_second_derivative(self):
+        x, y = classification()
+
+        class Once(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, outputs):
+                ctx.save_for_backward(outputs)
+                return outputs**3
+
+            @staticmethod
+            @once_differentiable
+            def backward(ctx, slope):
+                return 3 * ctx.saved_tensors[0] ** 2 * slope
+
+        class Hidden(nn.Module):
+            def __init__(self, function):
+                super().__init__()
+                self.net, self.function = network(), function
+
+            def forward(self, inputs):
+                return self.net[2](self.function(self.net[1](self.net[0](inputs))))
+
+        def on_outputs(outputs, targets):
+            return cross_entropy(Once.apply(outputs), targets)
+
+        def again(inputs):
+            return checkpoint(torch.tanh, inputs, use_reentrant=True)
+
+        once = "Once has no second derivative: its backward is once_differentiable"
+        for model, loss_fn, words in (
+            (network(), on_outputs, once),  # PyTorch gives zero here
+            (Hidden(Once.apply), cross_entropy, once),
+            (Hidden(again), cross_entropy, r"checkpoint\(use_reentrant=True\) has no second"),
+            (network(), lambda o, t: cross_entropy(o.detach(), t), "has no derivative by the wei"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                HessianOperator(model, loss_fn, (x, y))
+
+    def test_compiled_complex_and_inference(self):
+        data = classification()
+        compiled = torch.compile(network())  # nothing is compiled before it is called
+        with pytest.raises(ValueError, match="give model"):
+            HessianOperator(compiled, cross_entropy, data)
+        with torch.inference_mode(), pytest.raises(ValueError, match="leave torch"):
+            HessianOperator(network(), cross_entropy, data)
+        complex_model = nn.ParameterList([torch.ones(2, dtype=torch.complex64)])
+        with pytest.raises(ValueError, match="complex weights are not supported"):
+            HessianOperator(complex_model, cross_entropy, data)
 
     def test_a_loss_class(self):
         with pytest.raises(TypeError, match="class CrossEntropyLoss: give an instance"):

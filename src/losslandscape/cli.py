@@ -59,9 +59,22 @@ _hessian_examples = click.option(
 _time_budget = click.option(
     "--time-budget", type=click.FloatRange(min=0, min_open=True), help="Seconds for each network."
 )
-_seed = click.option("--seed", type=int, default=0, show_default=True)
+_seed = click.option("--seed", type=int, help="Of all that is drawn [default: 0].")
+
+
+def _writable(_: click.Context, __: click.Parameter, out: Path | None) -> Path | None:
+    """Refuse a place before the work, not after it."""
+    if out is not None and not out.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {out.parent}")
+    return out
+
+
 _json = click.option(
-    "--json", "out", type=click.Path(dir_okay=False, path_type=Path), help="Write it here as JSON."
+    "--json",
+    "out",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    callback=_writable,
+    help="Write it here as JSON.",
 )
 
 
@@ -134,7 +147,8 @@ def _assessment(source: str, options: dict[str, Any]) -> Assessment:
                 f"give {', '.join(names[:3])} and, where there are any, {' and '.join(names[3:])}"
             )
     try:
-        return assess_model(**given, **options)
+        asked = {name: value for name, value in options.items() if value is not None}
+        return assess_model(**{**given, **asked})
     except (ValueError, TypeError) as error:
         raise click.ClickException(f"{source}: {error}") from error
 

@@ -9,6 +9,9 @@ PyTorch differentiates some operations twice with more work than their mathemati
 
 In a small network this is a good part of a Hessian-vector product. The functions here leave it out;
 the numbers are the same.
+
+One more is replaced because its second derivative is wrong: the fused product of weight
+normalisation, by the formula it stands for.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ _aten = torch.ops.aten
 class lean_graphs(TorchFunctionMode):
     """Within it, convolutions of data, ReLU and 2-D max pooling build leaner graphs.
 
+    Weight normalisation is written out.
+
     A convolution counts if its weights need a gradient and its input needs none, the others if
     their input needs one; all other calls are passed on as they are.
     """
@@ -55,7 +60,14 @@ class lean_graphs(TorchFunctionMode):
             geometry = _pooling(*args[1:], **named)
             if geometry is not None and _bends(args[0]) and args[0].ndim == 4:
                 return _apply(_MaxPool, args[0], geometry)[0]
+        if func is torch._weight_norm:
+            return _weight_norm(*args, **named)
         return func(*args, **named)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """``g v / ||v||``, the norm over all axes but one; over all for ``dim = -1``."""
+    return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
 def _apply(function: Any, *args: Any) -> Any:

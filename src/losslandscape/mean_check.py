@@ -79,12 +79,12 @@ def check_mean_loss(
                     "two passes over one batch give different losses: turn dropout and other "
                     "random layers off with model.eval()"
                 )
-        alone = _first_axis(outputs[0], step)
+        alone = first_axis(outputs[0], step)
         if not allow:
             alone = _treats_alone(model, inputs, outputs[0], step, dtype, eps)
         # What the loss may keep from the model's last pass now belongs to other examples.
         if alone and _gives(loss_fn, outputs[0], first, values[0], slack):
-            joined = tree_map(_join, outputs[0], *outputs[1:])
+            joined = tree_map(join, outputs[0], *outputs[1:])
             for given in (joined, _exchanged(joined)):
                 _check_loss_alone(loss_fn, given, targets, eps)
         elif not allow:
@@ -120,7 +120,7 @@ def _treats_alone(
     """
     rows = _parts(step)[0]
     part = _outputs_of(model, inputs[rows], dtype)
-    if not (_first_axis(outputs, step) and _first_axis(part, rows.stop)):
+    if not (first_axis(outputs, step) and first_axis(part, rows.stop)):
         return False
     if not _alike(part, outputs, rows, eps):
         raise ValueError(
@@ -239,7 +239,8 @@ def _cut(outputs: Outputs, rows: slice, size: int) -> Outputs:
     return tree_map(cut, outputs)
 
 
-def _join(*leaves: Any) -> Any:
+def join(*leaves: Any) -> Any:
+    """One output of several batches as that of all of them."""
     return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
 
 
@@ -259,7 +260,7 @@ def _exchanged(outputs: Outputs) -> Outputs:
     return tree_map(exchange, outputs)
 
 
-def _first_axis(outputs: Outputs, size: int) -> bool:
+def first_axis(outputs: Outputs, size: int) -> bool:
     """Whether outputs are tensors whose first axis is the example."""
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     return bool(tensors) and all(leaf.shape[:1] == (size,) for leaf in tensors)

@@ -6,12 +6,14 @@ checks live here: which weights, in which order; which examples, weighted how; w
 
 from __future__ import annotations
 
+import random
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
@@ -98,7 +100,7 @@ class MeanLoss:
 
     def _take(self, data: Batch | Iterable[Batch]) -> int:
         """Keep and check the data of this process; how many examples they are."""
-        with untouched(self.model):
+        with untouched(self.model), _draws_put_back(data):
             # With batch statistics an example's loss depends on its batch: batches stay whole.
             size = None if "batchnorm" in self.allow else self.chunk_size
             given = list(_as_batches(data))
@@ -218,7 +220,7 @@ def gradient(
         ValueError: Empty data, or a loss that is not finite.
     """
     chosen = select_parameters(model, params)
-    with untouched(model), torch.enable_grad():
+    with untouched(model), _draws_put_back(data), torch.enable_grad():
         batches = list(_split(_as_batches(data), chunk_size))
         examples = sum(len(targets) for _, targets in batches)
         if not examples:
@@ -300,6 +302,8 @@ def select_parameters(
     if not chosen:
         why = "every one has requires_grad=False" if params is None else "params is empty"
         raise ValueError(f"no parameter to differentiate: {why}")
+    if chosen[0].dtype.is_complex:
+        raise ValueError(f"the parameters are {chosen[0].dtype}: complex weights are not supported")
     if chosen[0].dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"the parameters are {chosen[0].dtype}: second derivatives need model.float()"
@@ -345,17 +349,38 @@ def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
         raise ValueError(f"data must be a pair of tensors, got {kinds}: use torch.as_tensor")
     for item in items:
         if not (isinstance(item, (tuple, list)) and len(item) == 2):
-            raise ValueError(f"each batch must be a pair (X, y), got {type(item).__name__}")
+            size = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
+            raise ValueError(
+                f"each batch must be a pair (X, y), got {type(item).__name__}{size}: make pairs of "
+                "two tensors in a generator"
+            )
         for part in item:
             if not isinstance(part, Tensor):
                 raise ValueError(
-                    f"each batch must be a pair of tensors, got a {type(part).__name__} in it"
+                    f"each batch must be a pair of tensors, got a {type(part).__name__} in it "
+                    "(several inputs: one tensor that a wrapping module takes apart)"
                 )
             if part.ndim == 0:
                 raise ValueError(
                     "the data yield single examples, not batches: wrap a data set in a DataLoader"
                 )
         yield (item[0], item[1])
+
+
+@contextmanager
+def _draws_put_back(data: object) -> Iterator[None]:
+    """Put back what reading data may advance: generators of Python, NumPy and a loader."""
+    python = random.getstate()
+    numpy = np.random.get_state()  # noqa: NPY002  # what old code of users draws from
+    own = data.generator if isinstance(data, DataLoader) else None
+    state = None if own is None else own.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        if own is not None and state is not None:
+            own.set_state(state)
 
 
 def _warn_of_dropped(data: object) -> None:
@@ -499,6 +524,10 @@ def _check_order(model: Any, loss_fn: Any) -> None:
             raise TypeError(
                 f"{name} cannot be a {type(given).__name__}: the order is model, loss_fn, data"
             )
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("a compiled model has no second derivatives: give model._orig_mod")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("inference mode allows no derivatives: leave torch.inference_mode()")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from losslandscape.lean_graphs import lean_graphs
@@ -31,6 +32,9 @@ from losslandscape.recomputation import recomputed
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator as ScipyOperator
+
+# The code that a backward gets from the decorator once_differentiable.
+_ONCE = once_differentiable(lambda _: None).__code__
 
 # One chunk's share of a product: a direction for each parameter in, a piece for each out.
 Share = Callable[[list[Tensor]], tuple[Tensor, ...]]
@@ -415,6 +419,7 @@ class HessianOperator(_MeanLossOperator):
             dropout.
             Fused attention, which has no second derivative, is replaced during a product;
             :attr:`replaced` and the operator's ``repr`` say so.
+            Weight normalisation, of which PyTorch's second derivative is wrong, is written out.
         loss_fn: ``loss_fn(outputs, targets)``, the scalar **mean** loss of a batch.
         data: A pair ``(X, y)`` of tensors whose first axis is the example,
             or an iterable of such pairs, for instance a ``DataLoader``.
@@ -440,7 +445,8 @@ class HessianOperator(_MeanLossOperator):
 
     Raises:
         ValueError: Empty data, no parameters, a loss that is not a finite scalar mean over
-            examples, an active dropout layer, batch normalisation in ``train`` mode.
+            examples or has no second derivative, an active dropout layer, batch normalisation in
+            ``train`` mode.
         RankError: Another rank failed, is silent past the time limit of the group, or has other
             weights or another vector; the message names it.
 
@@ -578,23 +584,47 @@ def weight_scale(
 
 
 def _fused_attention(objective: MeanLoss) -> tuple[str, ...]:
-    """The fused attention kernels that the loss of two examples goes through."""
+    """The fused attention kernels that the loss of two examples goes through.
+
+    Raises:
+        ValueError: The loss has no derivative, or goes through a function without a second one.
+    """
     found: set[str] = set()
     for inputs, targets in objective.batches[:1]:
         whole = "batchnorm" in objective.allow
         few = (inputs, targets) if whole else (inputs[:2], targets[:2])
         with untouched(objective.model), torch.enable_grad():
-            nodes = [objective.of_batch(*few).grad_fn]
+            loss = objective.of_batch(*few)
+        if not loss.requires_grad:
+            raise ValueError(
+                "the loss has no derivative by the weights: does model or loss_fn detach, or work "
+                "under torch.no_grad()?"
+            )
+        nodes = [loss.grad_fn]
         seen = set(nodes)
         while nodes:
             node = nodes.pop()
             if node is None:
                 continue
+            _refuse_once(node)
             if node.name().startswith("ScaledDotProduct"):
                 found.add(node.name().removesuffix("Backward0"))
             nodes += [later for later, _ in node.next_functions if later not in seen]
             seen.update(later for later, _ in node.next_functions)
     return tuple(sorted(found))
+
+
+def _refuse_once(node: Any) -> None:
+    """Refuse a function that can be differentiated once only: PyTorch may give zeros for more."""
+    function = getattr(node, "_forward_cls", None)
+    if function is None:
+        return
+    if function.__name__ == "CheckpointFunction":
+        raise ValueError("checkpoint(use_reentrant=True) has no second derivative: give False")
+    if getattr(function.backward, "__code__", None) is _ONCE:
+        raise ValueError(
+            f"{function.__name__} has no second derivative: its backward is once_differentiable"
+        )
 
 
 def _pass_over(count: int, generator: torch.Generator) -> None:

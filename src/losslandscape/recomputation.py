@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 
+from losslandscape.lean_graphs import lean_graphs
 from losslandscape.objective import derivatives, pull_back
 
 Computation = Callable[..., Tensor]
@@ -131,7 +132,7 @@ class _PullBack(Function):
 
     @staticmethod
     def backward(ctx: Any, *directions: Tensor) -> Any:
-        with torch.enable_grad(), _drawing_again(ctx.state):
+        with torch.enable_grad(), _drawing_again(ctx.state), lean_graphs():
             slope, *own = _leaves(ctx.saved_tensors)
             slopes = derivatives(ctx.compute(*own), own, slope)
             return None, None, *pull_back(slopes, [slope, *own], list(directions))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -63,10 +63,10 @@ class Moments:
 
     trace: Estimate
     trace_of_square: Estimate
-    diagonal: Estimates  # (D,)
-    blocks: dict[str, Estimate]
-    rows: dict[str, Estimates]
-    samples: Tensor  # (K, 2)
+    diagonal: Estimates = field(repr=False)  # (D,)
+    blocks: dict[str, Estimate] = field(repr=False)
+    rows: dict[str, Estimates] = field(repr=False)
+    samples: Tensor = field(repr=False)  # (K, 2)
     products: int
 
     @property
@@ -118,14 +118,14 @@ class SpectralDensity:
         products: Products with the matrix used.
     """
 
-    grid: Tensor  # (G,)
-    density: Tensor  # (G,)
-    stderr: Tensor  # (G,)
-    nodes: Tensor  # (P, m)
-    weights: Tensor  # (P, m)
-    residuals: Tensor  # (P, m)
-    coarse_nodes: Tensor  # (P, c)
-    coarse_weights: Tensor  # (P, c)
+    grid: Tensor = field(repr=False)  # (G,)
+    density: Tensor = field(repr=False)  # (G,)
+    stderr: Tensor = field(repr=False)  # (G,)
+    nodes: Tensor = field(repr=False)  # (P, m)
+    weights: Tensor = field(repr=False)  # (P, m)
+    residuals: Tensor = field(repr=False)  # (P, m)
+    coarse_nodes: Tensor = field(repr=False)  # (P, c)
+    coarse_weights: Tensor = field(repr=False)  # (P, c)
     size: int
     width: float
     products: int

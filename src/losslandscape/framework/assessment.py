@@ -28,6 +28,7 @@ from losslandscape.framework.gate import (
 )
 from losslandscape.framework.hessian_set import (
     HessianSet,
+    check_loss_of_copy,
     copy_of,
     digest,
     hessian_size,
@@ -102,7 +103,8 @@ def assess(
 
     Raises:
         ValueError: As for :class:`~losslandscape.operators.HessianOperator`; arguments out of
-            range; a model that cannot be copied.
+            range; a model that cannot be copied; a loss that reads the weights of ``model``, or
+            what it keeps of its last pass, instead of the outputs it is given.
         ArithmeticError: An eigenvalue did not converge, or the products are not symmetric.
 
     Example:
@@ -127,6 +129,7 @@ def assess(
     own = copy_of(model)
     whole = MeanLoss(own, loss_fn, train_data, chunk_size=chunk_size)
     everything = joined(whole)
+    check_loss_of_copy(model, own, loss_fn, everything)
     wanted = hessian_size(hessian_examples, whole.examples)
     notes: list[str] = []
     plan = make_plan(own, loss_fn, everything, wanted, probes, rescalings, time_budget, chunk_size)

@@ -52,6 +52,8 @@ def compare(
     if len({_shape(run) for run in everyone}) > 1:
         raise ValueError("the networks were measured with different probes: assess both with one")
     limits = everyone[0].thresholds
+    if any(run.thresholds != limits for run in everyone):
+        raise ValueError("the networks were judged by different thresholds: assess both with one")
     obstacles = _obstacles(sides, limits)
     generator = torch.Generator().manual_seed(seed)
     least = math.log1p(limits.moved)  # what rescaling may move is no difference
@@ -60,6 +62,11 @@ def compare(
         found = _contrast(name, *sides, least=least, resamples=resamples, generator=generator)
         if found is not None:
             contrasts[name] = found
+    if len(contrasts) < limits.votes:
+        obstacles.append(
+            f"only {len(contrasts)} of {len(VOTING)} measures can vote, {limits.votes} must agree "
+            "(the Fisher-Rao norm and the relative flatness need one output tensor)"
+        )
     moved = {
         name
         for run in everyone
@@ -101,6 +108,8 @@ def _obstacles(sides: Sequence[Sequence[Assessment]], limits: Thresholds) -> lis
         words = sorted({run.verdict for run in runs} - {"comparable"})
         if words:
             found.append(f"{name} is {' and '.join(words)}, so it cannot be compared")
+    if not all(run.train_loss > 0 for runs in sides for run in runs):
+        return [*found, "a training loss is not positive, and losses are matched by their ratio"]
     losses = [_geometric([run.train_loss for run in runs]) for runs in sides]
     common = _geometric(losses)
     if not all(abs(loss - common) <= limits.matched * common for loss in losses):
@@ -116,15 +125,13 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _runs(side: Assessment | Sequence[Assessment], name: str) -> list[Assessment]:
-    runs = [side] if isinstance(side, Assessment) else list(side)
+    runs = list(side) if isinstance(side, Sequence) else [side]
     if not runs or not all(isinstance(run, Assessment) for run in runs):
         raise ValueError(f"{name} must be an Assessment or a sequence of them: call assess first")
     return runs
 
 
 def _geometric(values: Sequence[float]) -> float:
-    if not all(value > 0 for value in values):
-        return math.nan
     return math.exp(sum(math.log(value) for value in values) / len(values))
 
 

@@ -93,6 +93,8 @@ class Meter:
                 f"assess: about {plan.products} Hessian products over {plan.examples:,} examples "
                 f"and {plan.polish_steps + LAST_STEPS} training steps, {_time(plan.seconds)}"
             )
+            for note in plan.notes:
+                self._bar.write(f"assess: {note}")
 
     @property
     def products(self) -> int:

@@ -22,8 +22,8 @@ class Thresholds:
     Attributes:
         loss: Training loss above which a network is not fitted; None sets no level, and the polish
             test decides alone.
-        fall: Training loss that the polish may still gain; None means one per cent of the loss of
-            the best constant output.
+        fall: Training loss that the polish may still gain; None means one per cent of what the
+            training loss is below that of the best constant output.
         log_ratio: Largest change of ``ln lambda_max`` in the polish.
         index: ``lambda_min >= -index * lambda_max``.
         free, edge: Share of the stability limit below which the learning rate does not bind, and
@@ -44,6 +44,12 @@ class Thresholds:
     matched: float = 0.1
     moved: float = 0.01
     votes: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("fall", "log_ratio", "index", "free", "edge", "matched", "moved", "votes"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise ValueError(f"the threshold {name!r} must be 0 or more, got {value}")
 
 
 @dataclass(frozen=True)

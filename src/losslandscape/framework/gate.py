@@ -5,16 +5,25 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from losslandscape.framework.cost import LAST_STEPS, Meter, batch_size
 from losslandscape.framework.findings import Check, Thresholds
 from losslandscape.framework.hessian_set import HessianSet
 from losslandscape.framework.measures import COARSE, both_ends, top_eigenpair
-from losslandscape.objective import Batch, LossFunction, MeanLoss, select_parameters
+from losslandscape.mean_check import first_axis, join
+from losslandscape.objective import (
+    Batch,
+    LossFunction,
+    MeanLoss,
+    derivatives,
+    select_parameters,
+)
 from losslandscape.rescaling import balanced, hidden_layers
 
 _LR = 1e-3
@@ -90,7 +99,7 @@ def polish_checks(
     loss_fn, chunk_size = examined.loss_fn, examined.chunk_size
     allowed = limits.fall
     if allowed is None:
-        allowed = 0.01 * _reference_loss(model, loss_fn, data, train_loss)
+        allowed = _default_fall(model, loss_fn, data, train_loss)
     rate = _LR
     while True:
         polished, after = _polished(model, loss_fn, data, rate, decays, steps, chunk_size, seed)
@@ -146,8 +155,11 @@ def _polished(
         for _ in range(count):
             batch = next(rows)
             inputs, targets = (part[batch.to(part.device)].to(chosen[0].device) for part in data)
-            optimizer.zero_grad()
-            loss_fn(trained(inputs), targets).backward()
+            slopes = torch.autograd.grad(
+                loss_fn(trained(inputs), targets), chosen, allow_unused=True
+            )
+            for p, slope in zip(chosen, slopes, strict=True):
+                p.grad = slope
             optimizer.step()
     optimizer.zero_grad()
     try:
@@ -163,30 +175,61 @@ def _endless(examples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
         yield from torch.randperm(examples, generator=generator).split(batch_size)
 
 
-def _reference_loss(
-    model: nn.Module, loss_fn: LossFunction, data: Batch, train_loss: float
-) -> float:
-    """The loss of the best constant output, the scale on which a fall is small or large."""
-    inputs, targets = data
+def _default_fall(model: nn.Module, loss_fn: LossFunction, data: Batch, train_loss: float) -> float:
+    """One per cent of what the network gained over constant outputs, and what is rounding.
+
+    A constant that is added to the loss changes neither it nor the fall, but for rounding. Where
+    there are no constant outputs to compare with, it is one per cent of the training loss.
+    """
+    constant = constant_loss(model, loss_fn, data)
+    if constant is None:
+        return 0.01 * abs(train_loss)
+    rounding = 1e-6 * max(abs(constant), abs(train_loss))
+    return 0.01 * max(constant - train_loss, 0.0) + rounding
+
+
+def constant_loss(model: nn.Module, loss_fn: LossFunction, data: Batch) -> float | None:
+    """The loss of the best constant outputs, on up to 4,096 examples.
+
+    Where the search leaves the outputs that the loss takes, such as probabilities, that of the mean
+    outputs. None where outputs have no example along their first axis.
+    """
+    inputs, targets = (part[:4096] for part in data)
     device = next(model.parameters()).device
+    labels = targets.to(device)
     with torch.no_grad():
-        outputs = model(inputs[:1].to(device))
-    if not isinstance(outputs, Tensor):
-        return abs(train_loss)
-    constant = torch.zeros_like(outputs, requires_grad=True)
-    labels = targets[:4096].to(device)
-    optimizer = torch.optim.LBFGS([constant], max_iter=50, line_search_fn="strong_wolfe")
+        parts = [model(some.to(device)) for some in inputs.split(128)]
+    outputs = tree_map(join, parts[0], *parts[1:])
+    if not first_axis(outputs, len(labels)):
+        return None
+    leaves, spec = tree_flatten(outputs)
+    places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+    mean = [leaves[i].mean(dim=0, keepdim=True) for i in places]
+    free = [torch.zeros_like(row, requires_grad=True) for row in mean]
+    optimizer = torch.optim.LBFGS(free, max_iter=50, line_search_fn="strong_wolfe")
+
+    def loss_of(rows: list[Tensor]) -> Tensor:
+        filled = list(leaves)
+        for i, row in zip(places, rows, strict=True):
+            filled[i] = row.expand_as(leaves[i])
+        return loss_fn(tree_unflatten(filled, spec), labels)
 
     def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = loss_fn(constant.expand(len(labels), *constant.shape[1:]), labels)
-        loss.backward()
+        loss = loss_of(free)
+        for row, slope in zip(free, derivatives(loss, free), strict=True):
+            row.grad = slope.detach()
         return loss
 
-    optimizer.step(closure)
+    best = math.nan
+    with suppress(RuntimeError, ValueError):
+        optimizer.step(closure)
+        best = float(loss_of(free).detach())
     with torch.no_grad():
-        value = float(loss_fn(constant.expand(len(labels), *constant.shape[1:]), labels))
-    return value if 0 < value < math.inf else abs(train_loss)
+        return best if math.isfinite(best) else float(loss_of(mean))
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def index_check(examined: HessianSet, model: nn.Module, limits: Thresholds, meter: Meter) -> Check:

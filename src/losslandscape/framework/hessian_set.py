@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from losslandscape.objective import Batch, LossFunction, MeanLoss
+from losslandscape.objective import Batch, LossFunction, MeanLoss, untouched
 from losslandscape.operators import HessianOperator
 
 BLOCKS = 32
@@ -61,7 +62,53 @@ def copy_of(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model).eval()
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+        if "graph leaves" in reason:
+            reason = "an attribute of it holds a tensor with a graph, so detach that first"
         raise ValueError(f"the model cannot be copied: {reason}") from error
+
+
+def check_loss_of_copy(
+    model: nn.Module, own: nn.Module, loss_fn: LossFunction, data: Batch
+) -> None:
+    """Refuse a loss that reads the caller's model, since its copy is what is measured.
+
+    Raises:
+        ValueError: The loss has a derivative by the weights of ``model``, or is another one after
+            another pass of ``model``.
+    """
+    device = next(own.parameters()).device
+    (first, labels), (last, _) = (
+        [part[rows].to(device) for part in data] for rows in (slice(2), slice(-2, None))
+    )
+    theirs = [p for p in model.parameters() if p.requires_grad]
+    remedy = "a penalty on the weights is the optimizer's weight_decay, other terms are outputs"
+    with untouched(own), torch.enable_grad():
+        loss = loss_fn(own(first), labels)
+        slopes = torch.autograd.grad(loss, theirs, allow_unused=True) if loss.requires_grad else ()
+    if any(slope is not None for slope in slopes):
+        raise ValueError(
+            f"loss_fn reads the weights of the model itself, and a copy is measured: {remedy}"
+        )
+    if not _names(loss_fn, model):
+        return
+    values = []
+    with untouched(own), untouched(model), torch.no_grad():
+        for inputs in (first, last):  # the model may keep something of its last pass
+            model(inputs)
+            values.append(float(loss_fn(own(first), labels)))
+    if values[0] != values[1]:
+        raise ValueError(
+            f"loss_fn reads what the model keeps of its last pass, and a copy is measured: {remedy}"
+        )
+
+
+def _names(function: object, thing: object) -> bool:
+    """Whether a Python function refers to a thing by a name from outside."""
+    try:
+        outer = inspect.getclosurevars(function)  # type: ignore[arg-type]
+    except TypeError:  # it is no function
+        return False
+    return any(found is thing for found in [*outer.nonlocals.values(), *outer.globals.values()])
 
 
 def joined(loss: MeanLoss) -> Batch:
@@ -76,8 +123,10 @@ def hessian_size(asked: int | None, examples: int) -> int:
     """How many examples to measure curvature on."""
     if asked is None:
         return examples if examples <= _ALL_UP_TO else _OF_MORE
-    if not 1 <= asked <= examples:
-        raise ValueError(f"hessian_examples must lie between 1 and {examples}, got {asked}")
+    if asked not in range(1, examples + 1):
+        raise ValueError(
+            f"hessian_examples must be a whole number between 1 and {examples}, got {asked}"
+        )
     return asked
 
 
