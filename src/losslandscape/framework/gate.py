@@ -191,8 +191,9 @@ def _default_fall(model: nn.Module, loss_fn: LossFunction, data: Batch, train_lo
 def constant_loss(model: nn.Module, loss_fn: LossFunction, data: Batch) -> float | None:
     """The loss of the best constant outputs, on up to 4,096 examples.
 
-    Where the search leaves the outputs that the loss takes, such as probabilities, that of the mean
-    outputs. None where outputs have no example along their first axis.
+    The search begins at the mean outputs. Where it leaves what the loss takes, such as
+    probabilities, it begins again with shorter steps. None where outputs have no example along
+    their first axis.
     """
     inputs, targets = (part[:4096] for part in data)
     device = next(model.parameters()).device
@@ -205,8 +206,7 @@ def constant_loss(model: nn.Module, loss_fn: LossFunction, data: Batch) -> float
     leaves, spec = tree_flatten(outputs)
     places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
     mean = [leaves[i].mean(dim=0, keepdim=True) for i in places]
-    free = [torch.zeros_like(row, requires_grad=True) for row in mean]
-    optimizer = torch.optim.LBFGS(free, max_iter=50, line_search_fn="strong_wolfe")
+    free = [row.clone().requires_grad_() for row in mean]
 
     def loss_of(rows: list[Tensor]) -> Tensor:
         filled = list(leaves)
@@ -220,12 +220,17 @@ def constant_loss(model: nn.Module, loss_fn: LossFunction, data: Batch) -> float
             row.grad = slope.detach()
         return loss
 
-    best = math.nan
-    with suppress(RuntimeError, ValueError):
-        optimizer.step(closure)
-        best = float(loss_of(free).detach())
     with torch.no_grad():
-        return best if math.isfinite(best) else float(loss_of(mean))
+        values = [float(loss_of(mean))]
+    for rate in (1.0, 0.1, 0.01):
+        with torch.no_grad():
+            for row, start in zip(free, mean, strict=True):
+                row.copy_(start)
+        with suppress(RuntimeError, ValueError):
+            torch.optim.LBFGS(free, rate, 50, line_search_fn="strong_wolfe").step(closure)
+            values.append(float(loss_of(free).detach()))
+            break
+    return min((value for value in values if math.isfinite(value)), default=None)
 
 
 def _is_float(leaf: Any) -> bool:
