@@ -18,7 +18,7 @@ import losslandscape as ll
 from losslandscape.cli import main
 from losslandscape.framework import VERDICTS, Measure, assessment, bootstrap, compare
 from losslandscape.framework.findings import Check, OrbitCheck, Stability
-from losslandscape.framework.gate import constant_loss
+from losslandscape.framework.gate import loss_and_constant_loss
 from losslandscape.framework.hessian_set import subset_of
 from losslandscape.framework.measures import relative_scale, with_interval
 from losslandscape.operators import HessianOperator, ScaledOperator, weight_scale
@@ -438,6 +438,16 @@ def test_a_loss_that_reads_the_callers_model_is_refused():
     keeps(X)
     with pytest.raises(ValueError, match="reads what the model keeps of its last pass"):
         ll.assess(keeps, lambda o, t: mse_loss(o, t) + keeps.kept, (X, y), **QUICK)
+
+    class KeptIn:
+        def __init__(self, of):
+            self.of = of
+
+        def __call__(self, outputs, targets):
+            return mse_loss(outputs, targets) + self.of.kept
+
+    with pytest.raises(ValueError, match="reads what the model keeps of its last pass"):
+        ll.assess(keeps, KeptIn(keeps), (X, y), **QUICK)
     # Its sizes may be read.
     found = ll.assess(model, lambda o, t: mse_loss(o, t) / model.out_features, (X, y), **QUICK)
     assert found.verdict == "comparable"
@@ -518,7 +528,41 @@ def test_outputs_that_must_be_probabilities():
     assert found.verdict == "not-a-minimum"
     share = y.mean()
     entropy = float(-share * share.log() - (1 - share) * (1 - share).log())
-    assert constant_loss(model, nn.BCELoss(), (X, y)) == pytest.approx(entropy, rel=1e-3)
+    assert loss_and_constant_loss(model, nn.BCELoss(), (X, y))[1] == pytest.approx(
+        entropy, rel=1e-3
+    )
+
+
+def test_constant_outputs_on_the_examples_of_the_outputs():
+    """Of many examples some are taken, spread over data that may be sorted."""
+    X = torch.linspace(-1, 1, 9001, dtype=torch.float64)[:, None]
+    y = X + 0.01 * normal(9001, 1)
+    model = nn.Linear(1, 1, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+        model.bias.zero_()
+    own, constant = loss_and_constant_loss(model, mse_loss, (X, y))
+    assert own == pytest.approx(1e-4, rel=0.1)
+    assert constant == pytest.approx(float(y.var()), rel=0.01)
+
+
+class Recurrent(nn.Module):
+    """Outputs and the last state, whose example is the second axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.head = nn.GRU(1, 3, batch_first=True), nn.Linear(3, 1)
+
+    def forward(self, inputs):
+        steps, state = self.inner(inputs)
+        return self.head(steps[:, -1]), state
+
+
+def test_outputs_without_constants_get_a_share_of_the_training_loss():
+    X, y = normal(200, 4, 1), normal(200, 1, seed=1)
+    found = ll.assess(seeded(Recurrent), lambda o, t: mse_loss(o[0], t), (X, y), **QUICK)
+    check = check_of(found, "polish")
+    assert check.threshold == pytest.approx(0.01 * found.train_loss)
 
 
 def test_constant_outputs_that_a_search_drives_out_of_bounds():
@@ -531,8 +575,8 @@ def test_constant_outputs_that_a_search_drives_out_of_bounds():
 
     X = normal(20, 2)
     model = seeded(lambda: nn.Sequential(nn.Linear(2, 1), nn.Sigmoid()))
-    found = constant_loss(model, bounded, (X, X[:, :1]))
-    assert found == pytest.approx(2 - float(model(X).mean()))
+    _, found = loss_and_constant_loss(model, bounded, (X, X[:, :1]))
+    assert found == pytest.approx(2 - float(model(X).detach().mean()))
 
 
 class Attention(nn.Module):
@@ -622,7 +666,7 @@ BAD = {
     "rescalings": (mse_loss, {"rescalings": -1}, "rescalings must be 0 or more, got -1"),
     "budget": (mse_loss, {"time_budget": 0.0}, "time_budget must be positive seconds, got 0.0"),
     "examples": (mse_loss, {"hessian_examples": 99}, "between 1 and 40, got 99"),
-    "part of an example": (mse_loss, {"hessian_examples": 9.5}, "whole number .*, got 9.5"),
+    "part of an example": (mse_loss, {"hessian_examples": 9.0}, "whole number .*, got 9.0"),
 }
 
 
@@ -777,6 +821,7 @@ def test_what_keeps_two_networks_from_being_compared():
         ll.compare(low, fake(digest="y"))
     with pytest.raises(ValueError, match="different probes"):
         ll.compare(low, fake(probes=2))
+    assert ll.compare((each for each in [low]), {0: high}.values()).verdict == "a-flatter"
     for nothing in ([], 3, [low, 3]):
         with pytest.raises(ValueError, match="call assess first"):
             ll.compare(low, nothing)

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.checkpoint import checkpoint
 
 from losslandscape.lab.models import mlp
-from losslandscape.objective import gradient
+from losslandscape.objective import MeanLoss, gradient
 from losslandscape.operators import (
     GaussNewtonOperator,
     HessianOperator,
@@ -802,6 +802,41 @@ class TestRefusals:
             with pytest.raises(ValueError, match=words):
                 HessianOperator(model, loss_fn, (x, y))
 
+    def test_what_has_none_does_not_matter_off_the_way_to_the_parameters(self):
+        x, y = classification()
+
+        class Backbone(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.block = nn.Linear(4, 5), nn.Sequential(nn.Linear(5, 5), nn.Tanh())
+                self.head = nn.Linear(5, 3)
+
+            def forward(self, inputs):
+                return self.head(checkpoint(self.block, self.first(inputs), use_reentrant=True))
+
+        model = Backbone().double()
+        refused = "use_reentrant=True"
+        head = HessianOperator(model, cross_entropy, (x, y), params=model.head.parameters())
+        assert torch.isfinite(head @ random_vector(18)).all()
+        for params in (None, model.first.parameters(), model.block.parameters()):
+            with pytest.raises(ValueError, match=refused):
+                HessianOperator(model, cross_entropy, (x, y), params=params)
+
+    def test_examples_that_do_not_count(self):
+        model, (x, y) = network(), classification()
+
+        def loss(outputs, targets):
+            counts = targets > 0
+            if not counts.any():
+                return torch.zeros((), dtype=torch.float64)
+            return (outputs.square().sum(dim=1) * counts).mean()
+
+        rows = y.argsort()
+        assert y[rows[:2]].tolist() == [0, 0]
+        H = HessianOperator(model, loss, (x[rows], y[rows]))
+        v = random_vector(43)
+        torch.testing.assert_close(H @ v, HessianOperator(model, loss, (x, y)) @ v)
+
     def test_compiled_complex_and_inference(self):
         data = classification()
         compiled = torch.compile(network())  # nothing is compiled before it is called
@@ -809,6 +844,8 @@ class TestRefusals:
             HessianOperator(compiled, cross_entropy, data)
         with torch.inference_mode(), pytest.raises(ValueError, match="leave torch"):
             HessianOperator(network(), cross_entropy, data)
+        with torch.inference_mode():  # no derivative is asked for
+            assert MeanLoss(network(), cross_entropy, data).value() > 0
         complex_model = nn.ParameterList([torch.ones(2, dtype=torch.complex64)])
         with pytest.raises(ValueError, match="complex weights are not supported"):
             HessianOperator(complex_model, cross_entropy, data)

@@ -277,6 +277,18 @@ def pull_back(
     )
 
 
+def check_derivatives(model: nn.Module) -> None:
+    """Refuse what has no second derivatives whatever the data.
+
+    Raises:
+        ValueError: A compiled model, or inference mode.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise ValueError("a compiled model has no second derivatives: give model._orig_mod")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("inference mode allows no derivatives: leave torch.inference_mode()")
+
+
 def select_parameters(
     model: nn.Module, params: Iterable[nn.Parameter] | None
 ) -> list[nn.Parameter]:
@@ -524,10 +536,6 @@ def _check_order(model: Any, loss_fn: Any) -> None:
             raise TypeError(
                 f"{name} cannot be a {type(given).__name__}: the order is model, loss_fn, data"
             )
-    if hasattr(model, "_orig_mod"):
-        raise ValueError("a compiled model has no second derivatives: give model._orig_mod")
-    if torch.is_inference_mode_enabled():
-        raise ValueError("inference mode allows no derivatives: leave torch.inference_mode()")
 
 
 @contextmanager

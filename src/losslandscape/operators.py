@@ -8,7 +8,7 @@ gradients (Pearlmutter, *Fast Exact Multiplication by the Hessian*, Neural Compu
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -22,6 +22,7 @@ from losslandscape.objective import (
     Batch,
     LossFunction,
     MeanLoss,
+    check_derivatives,
     derivatives,
     flat,
     pull_back,
@@ -153,6 +154,7 @@ class _MeanLossOperator(CurvatureOperator):
         recompute: Iterable[nn.Module] = (),
         group: Any = None,
     ) -> None:
+        check_derivatives(model)
         objective = MeanLoss(
             *(model, loss_fn, data),
             params=params,
@@ -419,7 +421,7 @@ class HessianOperator(_MeanLossOperator):
             dropout.
             Fused attention, which has no second derivative, is replaced during a product;
             :attr:`replaced` and the operator's ``repr`` say so.
-            Weight normalisation, of which PyTorch's second derivative is wrong, is written out.
+            Weight normalisation, of which PyTorch's second derivative can be wrong, is written out.
         loss_fn: ``loss_fn(outputs, targets)``, the scalar **mean** loss of a batch.
         data: A pair ``(X, y)`` of tensors whose first axis is the example,
             or an iterable of such pairs, for instance a ``DataLoader``.
@@ -595,36 +597,59 @@ def _fused_attention(objective: MeanLoss) -> tuple[str, ...]:
         few = (inputs, targets) if whole else (inputs[:2], targets[:2])
         with untouched(objective.model), torch.enable_grad():
             loss = objective.of_batch(*few)
+            if not loss.requires_grad:  # perhaps the two do not count
+                loss = objective.of_batch(inputs, targets)
         if not loss.requires_grad:
             raise ValueError(
                 "the loss has no derivative by the weights: does model or loss_fn detach, or work "
                 "under torch.no_grad()?"
             )
+        doubtful = []
         nodes = [loss.grad_fn]
         seen = set(nodes)
         while nodes:
             node = nodes.pop()
             if node is None:
                 continue
-            _refuse_once(node)
+            if _once_only(node):
+                doubtful.append(node)
             if node.name().startswith("ScaledDotProduct"):
                 found.add(node.name().removesuffix("Backward0"))
             nodes += [later for later, _ in node.next_functions if later not in seen]
             seen.update(later for later, _ in node.next_functions)
+        if doubtful:
+            _refuse_on_the_way(doubtful, loss, objective)
     return tuple(sorted(found))
 
 
-def _refuse_once(node: Any) -> None:
-    """Refuse a function that can be differentiated once only: PyTorch may give zeros for more."""
+def _once_only(node: Any) -> str:
+    """Why a function can be differentiated once only; PyTorch may give zeros for more."""
     function = getattr(node, "_forward_cls", None)
     if function is None:
-        return
+        return ""
     if function.__name__ == "CheckpointFunction":
-        raise ValueError("checkpoint(use_reentrant=True) has no second derivative: give False")
+        return "checkpoint(use_reentrant=True) has no second derivative: give False"
     if getattr(function.backward, "__code__", None) is _ONCE:
-        raise ValueError(
-            f"{function.__name__} has no second derivative: its backward is once_differentiable"
-        )
+        return f"{function.__name__} has no second derivative: its backward is once_differentiable"
+    return ""
+
+
+def _refuse_on_the_way(doubtful: list[Any], loss: Tensor, objective: MeanLoss) -> None:
+    """Refuse the functions that the derivative by the chosen parameters goes through.
+
+    A reentrant checkpoint hides its weights, so one stands in the way of parameters not found.
+    """
+    passed: list[Any] = []
+    for node in doubtful:
+        node.register_prehook(lambda *_, node=node: passed.append(node))
+    slopes: Any = (None,)
+    with untouched(objective.model), suppress(RuntimeError):
+        slopes = torch.autograd.grad(loss, objective.params, allow_unused=True)
+    hidden = any(slope is None for slope in slopes)
+    for node in doubtful:
+        why = _once_only(node)
+        if node in passed or (hidden and why.startswith("checkpoint")):
+            raise ValueError(why)
 
 
 def _pass_over(count: int, generator: torch.Generator) -> None:

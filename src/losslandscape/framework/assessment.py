@@ -38,7 +38,7 @@ from losslandscape.framework.hessian_set import (
 from losslandscape.framework.measures import both_ends, eigen_measure, probed, relative_measures
 from losslandscape.framework.orbit import orbit_check
 from losslandscape.framework.stability import decays_of, stability_of
-from losslandscape.objective import Batch, LossFunction, MeanLoss, gradient
+from losslandscape.objective import Batch, LossFunction, MeanLoss, check_derivatives, gradient
 
 
 def assess(
@@ -126,6 +126,7 @@ def assess(
         raise ValueError(f"rescalings must be 0 or more, got {rescalings}")
     if time_budget is not None and not time_budget > 0:
         raise ValueError(f"time_budget must be positive seconds, got {time_budget}")
+    check_derivatives(model)
     own = copy_of(model)
     whole = MeanLoss(own, loss_fn, train_data, chunk_size=chunk_size)
     everything = joined(whole)

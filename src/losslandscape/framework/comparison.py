@@ -125,7 +125,10 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _runs(side: Assessment | Sequence[Assessment], name: str) -> list[Assessment]:
-    runs = list(side) if isinstance(side, Sequence) else [side]
+    try:
+        runs = [side] if isinstance(side, Assessment) else list(side)
+    except TypeError:
+        runs = []
     if not runs or not all(isinstance(run, Assessment) for run in runs):
         raise ValueError(f"{name} must be an Assessment or a sequence of them: call assess first")
     return runs

@@ -181,37 +181,39 @@ def _default_fall(model: nn.Module, loss_fn: LossFunction, data: Batch, train_lo
     A constant that is added to the loss changes neither it nor the fall, but for rounding. Where
     there are no constant outputs to compare with, it is one per cent of the training loss.
     """
-    constant = constant_loss(model, loss_fn, data)
-    if constant is None:
+    losses = loss_and_constant_loss(model, loss_fn, data)
+    if losses is None:
         return 0.01 * abs(train_loss)
-    rounding = 1e-6 * max(abs(constant), abs(train_loss))
-    return 0.01 * max(constant - train_loss, 0.0) + rounding
+    own, constant = losses
+    return 0.01 * max(constant - own, 0.0) + 1e-6 * max(abs(constant), abs(train_loss))
 
 
-def constant_loss(model: nn.Module, loss_fn: LossFunction, data: Batch) -> float | None:
-    """The loss of the best constant outputs, on up to 4,096 examples.
+def loss_and_constant_loss(
+    model: nn.Module, loss_fn: LossFunction, data: Batch
+) -> tuple[float, float] | None:
+    """The loss of the outputs and of the best constant outputs, on up to 4,096 examples.
 
     The search begins at the mean outputs. Where it leaves what the loss takes, such as
     probabilities, it begins again with shorter steps. None where outputs have no example along
     their first axis.
     """
-    inputs, targets = (part[:4096] for part in data)
-    device = next(model.parameters()).device
-    labels = targets.to(device)
+    size = min(4096, len(data[1]))
+    rows = torch.linspace(0, len(data[1]) - 1, size, dtype=torch.float64).round().long()
+    inputs, labels = (part[rows.to(part.device)] for part in data)
+    labels = labels.to(next(model.parameters()).device)
     with torch.no_grad():
-        parts = [model(some.to(device)) for some in inputs.split(128)]
-    outputs = tree_map(join, parts[0], *parts[1:])
-    if not first_axis(outputs, len(labels)):
+        parts = [(model(some.to(labels.device)), len(some)) for some in inputs.split(128)]
+    if not all(first_axis(part, count) for part, count in parts):
         return None
-    leaves, spec = tree_flatten(outputs)
+    leaves, spec = tree_flatten(tree_map(join, *(part for part, _ in parts)))
     places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
     mean = [leaves[i].mean(dim=0, keepdim=True) for i in places]
     free = [row.clone().requires_grad_() for row in mean]
 
     def loss_of(rows: list[Tensor]) -> Tensor:
-        filled = list(leaves)
+        filled = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         for i, row in zip(places, rows, strict=True):
-            filled[i] = row.expand_as(leaves[i])
+            filled[i] = row.expand_as(leaves[i]).clone()  # some losses work in place
         return loss_fn(tree_unflatten(filled, spec), labels)
 
     def closure() -> Tensor:
@@ -221,16 +223,18 @@ def constant_loss(model: nn.Module, loss_fn: LossFunction, data: Batch) -> float
         return loss
 
     with torch.no_grad():
-        values = [float(loss_of(mean))]
+        own = float(loss_of([leaves[i] for i in places]))
+        found = [float(loss_of(mean))]
     for rate in (1.0, 0.1, 0.01):
         with torch.no_grad():
             for row, start in zip(free, mean, strict=True):
                 row.copy_(start)
         with suppress(RuntimeError, ValueError):
             torch.optim.LBFGS(free, rate, 50, line_search_fn="strong_wolfe").step(closure)
-            values.append(float(loss_of(free).detach()))
+            found.append(float(loss_of(free).detach()))
             break
-    return min((value for value in values if math.isfinite(value)), default=None)
+    finite = [value for value in found if math.isfinite(value)]
+    return (own, min(finite)) if finite else None
 
 
 def _is_float(leaf: Any) -> bool:
