@@ -17,8 +17,8 @@ from torch.utils.data import BatchSampler, DataLoader, TensorDataset
 import losslandscape as ll
 from losslandscape.cli import main
 from losslandscape.framework import VERDICTS, Measure, assessment, bootstrap, compare
+from losslandscape.framework.constant_outputs import loss_and_constant_loss
 from losslandscape.framework.findings import Check, OrbitCheck, Stability
-from losslandscape.framework.gate import loss_and_constant_loss
 from losslandscape.framework.hessian_set import subset_of
 from losslandscape.framework.measures import relative_scale, with_interval
 from losslandscape.operators import HessianOperator, ScaledOperator, weight_scale
@@ -981,7 +981,10 @@ def test_the_shell(tmp_path):
     done = run(main, ["compare", f"{file}:as_tuple", str(out)])
     assert done.exit_code == 0, done.output
     assert "verdict: undecided" in done.output
+    broken = tmp_path / "broken.py"
+    broken.write_text("\ndef f(:\n")
     for source, words in {
+        f"{broken}:f": "broken.py:2 is no Python: invalid syntax",
         f"{file}:wrong": "must return a dict with model, loss_fn and train_data, got int",
         f"{file}:missing": "has no function 'missing'",
         f"{file}:bad_loss": "not the mean over its examples",

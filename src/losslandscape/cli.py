@@ -166,7 +166,11 @@ def _call(source: str) -> Any:
         raise click.ClickException(f"{file} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent.resolve()))  # as if the file were run
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        where = f"{error.filename or file}:{error.lineno}"
+        raise click.ClickException(f"{where} is no Python: {error.msg}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise click.ClickException(f"{file} has no function {name!r}")

@@ -216,7 +216,7 @@ def _term(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def _call(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> Tensor:
+def call_on_copy(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> Tensor:
     """The loss of a copy of the outputs: some work in place."""
 
     def copy(leaf: Any) -> Any:
@@ -226,7 +226,7 @@ def _call(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> Tensor:
 
 
 def _value(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> float:
-    return float(_call(loss_fn, outputs, targets))
+    return float(call_on_copy(loss_fn, outputs, targets))
 
 
 def _cut(outputs: Outputs, rows: slice, size: int) -> Outputs:
@@ -300,7 +300,7 @@ def _gives(
 
 def _eps(loss_fn: LossFunction, outputs: Outputs, targets: Tensor, dtype: torch.dtype) -> float:
     """The coarsest unit in the last place of weights, outputs and loss."""
-    kinds = {dtype, _call(loss_fn, outputs, targets).dtype}
+    kinds = {dtype, call_on_copy(loss_fn, outputs, targets).dtype}
     for leaf in tree_leaves(outputs):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             kinds.add(leaf.dtype)
@@ -335,7 +335,7 @@ def _outputs_of(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Any:
 
 def _loss_of(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> float:
     try:
-        loss = _call(loss_fn, outputs, targets)
+        loss = call_on_copy(loss_fn, outputs, targets)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -178,13 +178,28 @@ class _MeanLossOperator(CurvatureOperator):
         self.dtype, self.device = objective.dtype, objective.device
         self.shape = (objective.size, objective.size)
         self.products = 0
-        self.replaced = _fused_attention(objective)
+        self.replaced = self._look_at_graph()
         self._memory_budget = memory_budget
         self._recompute = recompute
         self._graphs: dict[int, Share] = {}
         self._graph_bytes = 0
         self._graphs_full = memory_budget == 0
         self._state: list[Any] = []
+
+    def _look_at_graph(self) -> tuple[str, ...]:
+        """The fused attention kernels that the loss goes through.
+
+        Raises:
+            ValueError: The loss has no derivative, or no second one.
+        """
+        for inputs, targets in self.objective.batches[:1]:  # a rank may have none
+            loss = _loss_of_few(self.objective, inputs, targets)
+            functions = _functions_of(loss)
+            doubtful = [node for node in functions if _once_only(node)]
+            if doubtful:
+                _refuse_on_the_way(doubtful, loss, self.objective)
+            return _fused_attention(functions)
+        return ()
 
     def _share(self, inputs: Tensor, targets: Tensor, weight: float) -> Share:
         """Build the graph of one chunk and return its share of a product, times ``weight``."""
@@ -585,41 +600,45 @@ def weight_scale(
     raise ValueError(f"per must be 'weight' or 'tensor', got {per!r}")
 
 
-def _fused_attention(objective: MeanLoss) -> tuple[str, ...]:
-    """The fused attention kernels that the loss of two examples goes through.
+def _loss_of_few(objective: MeanLoss, inputs: Tensor, targets: Tensor) -> Tensor:
+    """The loss of two examples, with the graph of its derivative.
 
     Raises:
-        ValueError: The loss has no derivative, or goes through a function without a second one.
+        ValueError: It has no derivative.
     """
-    found: set[str] = set()
-    for inputs, targets in objective.batches[:1]:
-        whole = "batchnorm" in objective.allow
-        few = (inputs, targets) if whole else (inputs[:2], targets[:2])
-        with untouched(objective.model), torch.enable_grad():
-            loss = objective.of_batch(*few)
-            if not loss.requires_grad:  # perhaps the two do not count
-                loss = objective.of_batch(inputs, targets)
-        if not loss.requires_grad:
-            raise ValueError(
-                "the loss has no derivative by the weights: does model or loss_fn detach, or work "
-                "under torch.no_grad()?"
-            )
-        doubtful = []
-        nodes = [loss.grad_fn]
-        seen = set(nodes)
-        while nodes:
-            node = nodes.pop()
-            if node is None:
-                continue
-            if _once_only(node):
-                doubtful.append(node)
-            if node.name().startswith("ScaledDotProduct"):
-                found.add(node.name().removesuffix("Backward0"))
-            nodes += [later for later, _ in node.next_functions if later not in seen]
-            seen.update(later for later, _ in node.next_functions)
-        if doubtful:
-            _refuse_on_the_way(doubtful, loss, objective)
-    return tuple(sorted(found))
+    whole = "batchnorm" in objective.allow
+    few = (inputs, targets) if whole else (inputs[:2], targets[:2])
+    with untouched(objective.model), torch.enable_grad():
+        loss = objective.of_batch(*few)
+        if not loss.requires_grad:  # perhaps the two do not count
+            loss = objective.of_batch(inputs, targets)
+    if not loss.requires_grad:
+        raise ValueError(
+            "the loss has no derivative by the weights: does model or loss_fn detach, or work "
+            "under torch.no_grad()?"
+        )
+    return loss
+
+
+def _functions_of(loss: Tensor) -> list[Any]:
+    """The functions of the graph that autograd keeps of a loss."""
+    start: Any = loss.grad_fn
+    found = {start: None}
+    waiting = [start]
+    while waiting:
+        for later, _ in waiting.pop().next_functions:
+            if later is not None and later not in found:
+                found[later] = None
+                waiting.append(later)
+    return list(found)
+
+
+def _fused_attention(functions: list[Any]) -> tuple[str, ...]:
+    """The fused attention kernels among them, which have no second derivative."""
+    names = {node.name() for node in functions}
+    return tuple(
+        sorted(n.removesuffix("Backward0") for n in names if n.startswith("ScaledDotProduct"))
+    )
 
 
 def _once_only(node: Any) -> str:

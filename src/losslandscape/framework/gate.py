@@ -5,25 +5,17 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from losslandscape.framework.constant_outputs import loss_and_constant_loss
 from losslandscape.framework.cost import LAST_STEPS, Meter, batch_size
 from losslandscape.framework.findings import Check, Thresholds
 from losslandscape.framework.hessian_set import HessianSet
 from losslandscape.framework.measures import COARSE, both_ends, top_eigenpair
-from losslandscape.mean_check import first_axis, join
-from losslandscape.objective import (
-    Batch,
-    LossFunction,
-    MeanLoss,
-    derivatives,
-    select_parameters,
-)
+from losslandscape.objective import Batch, LossFunction, MeanLoss, select_parameters
 from losslandscape.rescaling import balanced, hidden_layers
 
 _LR = 1e-3
@@ -186,59 +178,6 @@ def _default_fall(model: nn.Module, loss_fn: LossFunction, data: Batch, train_lo
         return 0.01 * abs(train_loss)
     own, constant = losses
     return 0.01 * max(constant - own, 0.0) + 1e-6 * max(abs(constant), abs(train_loss))
-
-
-def loss_and_constant_loss(
-    model: nn.Module, loss_fn: LossFunction, data: Batch
-) -> tuple[float, float] | None:
-    """The loss of the outputs and of the best constant outputs, on up to 4,096 examples.
-
-    The search begins at the mean outputs. Where it leaves what the loss takes, such as
-    probabilities, it begins again with shorter steps. None where outputs have no example along
-    their first axis.
-    """
-    size = min(4096, len(data[1]))
-    rows = torch.linspace(0, len(data[1]) - 1, size, dtype=torch.float64).round().long()
-    inputs, labels = (part[rows.to(part.device)] for part in data)
-    labels = labels.to(next(model.parameters()).device)
-    with torch.no_grad():
-        parts = [(model(some.to(labels.device)), len(some)) for some in inputs.split(128)]
-    if not all(first_axis(part, count) for part, count in parts):
-        return None
-    leaves, spec = tree_flatten(tree_map(join, *(part for part, _ in parts)))
-    places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
-    mean = [leaves[i].mean(dim=0, keepdim=True) for i in places]
-    free = [row.clone().requires_grad_() for row in mean]
-
-    def loss_of(rows: list[Tensor]) -> Tensor:
-        filled = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        for i, row in zip(places, rows, strict=True):
-            filled[i] = row.expand_as(leaves[i]).clone()  # some losses work in place
-        return loss_fn(tree_unflatten(filled, spec), labels)
-
-    def closure() -> Tensor:
-        loss = loss_of(free)
-        for row, slope in zip(free, derivatives(loss, free), strict=True):
-            row.grad = slope.detach()
-        return loss
-
-    with torch.no_grad():
-        own = float(loss_of([leaves[i] for i in places]))
-        found = [float(loss_of(mean))]
-    for rate in (1.0, 0.1, 0.01):
-        with torch.no_grad():
-            for row, start in zip(free, mean, strict=True):
-                row.copy_(start)
-        with suppress(RuntimeError, ValueError):
-            torch.optim.LBFGS(free, rate, 50, line_search_fn="strong_wolfe").step(closure)
-            found.append(float(loss_of(free).detach()))
-            break
-    finite = [value for value in found if math.isfinite(value)]
-    return (own, min(finite)) if finite else None
-
-
-def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
 def index_check(examined: HessianSet, model: nn.Module, limits: Thresholds, meter: Meter) -> Check:

@@ -8,12 +8,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
+from losslandscape.mean_check import call_on_copy
 from losslandscape.objective import Batch, LossFunction, MeanLoss, untouched
 from losslandscape.operators import HessianOperator
 
@@ -98,15 +97,11 @@ def check_loss_of_copy(
         for inputs in (first, last):  # the model may keep something of its last pass
             with suppress(ValueError, RuntimeError):  # in train mode one example may be too few
                 model(inputs)
-            values.append(float(loss_fn(tree_map(_clone, outputs), labels)))
+            values.append(float(call_on_copy(loss_fn, outputs, labels)))
     if values[0] != values[1]:
         raise ValueError(
             f"loss_fn reads what the model keeps of its last pass, and a copy is measured: {remedy}"
         )
-
-
-def _clone(leaf: Any) -> Any:
-    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def joined(loss: MeanLoss) -> Batch:

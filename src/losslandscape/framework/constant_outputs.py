@@ -1,0 +1,93 @@
+"""The yardstick of what a network has gained: the best outputs that are alike for all examples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from losslandscape.mean_check import Outputs, call_on_copy, first_axis, join
+from losslandscape.objective import Batch, LossFunction, derivatives
+
+# So many examples, evenly spread over the data, tell the loss well enough.
+_EXAMPLES, _CHUNK = 4096, 128
+
+
+def loss_and_constant_loss(
+    model: nn.Module, loss_fn: LossFunction, data: Batch
+) -> tuple[float, float] | None:
+    """The loss of the outputs and of the best constant outputs, on up to 4,096 examples.
+
+    The search begins at the mean outputs. Where it leaves what the loss takes, such as
+    probabilities, it begins again with shorter steps. None where outputs have no example along
+    their first axis, or no constant ones have a finite loss.
+    """
+    inputs, labels = _spread(data)
+    labels = labels.to(next(model.parameters()).device)
+    outputs = _outputs(model, inputs, labels.device)
+    if outputs is None:
+        return None
+    leaves, spec = tree_flatten(outputs)
+    places = [i for i, leaf in enumerate(leaves) if _is_float(leaf)]
+
+    def loss_of(rows: list[Tensor]) -> Tensor:
+        filled = list(leaves)
+        for i, row in zip(places, rows, strict=True):
+            filled[i] = row.expand_as(leaves[i])
+        return call_on_copy(loss_fn, tree_unflatten(filled, spec), labels)
+
+    mean = [leaves[i].mean(dim=0, keepdim=True) for i in places]
+    with torch.no_grad():
+        own = float(loss_of([leaves[i] for i in places]))
+        found = [float(loss_of(mean))]
+    for rate in (1.0, 0.1, 0.01):
+        with suppress(RuntimeError, ValueError):
+            found.append(_descend(loss_of, mean, rate))
+            break
+    finite = [value for value in found if math.isfinite(value)]
+    return (own, min(finite)) if finite else None
+
+
+def _spread(data: Batch) -> Batch:
+    """Some of the examples, from first to last."""
+    count = len(data[1])
+    places = torch.linspace(0, count - 1, min(_EXAMPLES, count), dtype=torch.float64)
+    rows = places.round().long()
+    inputs, labels = (part[rows.to(part.device)] for part in data)
+    return inputs, labels
+
+
+def _outputs(model: nn.Module, inputs: Tensor, device: torch.device) -> Outputs | None:
+    """The outputs for all inputs; None where an example is no row of them."""
+    with torch.no_grad():
+        parts = [(model(some.to(device)), len(some)) for some in inputs.split(_CHUNK)]
+    if not all(first_axis(part, count) for part, count in parts):
+        return None
+    return tree_map(join, *(part for part, _ in parts))
+
+
+def _descend(loss_of: Callable[[list[Tensor]], Tensor], start: list[Tensor], rate: float) -> float:
+    """The loss that L-BFGS reaches from these rows.
+
+    Raises:
+        RuntimeError, ValueError: A step leaves what the loss takes.
+    """
+    rows = [row.clone().requires_grad_() for row in start]
+
+    def closure() -> Tensor:
+        loss = loss_of(rows)
+        for row, slope in zip(rows, derivatives(loss, rows), strict=True):
+            row.grad = slope.detach()
+        return loss
+
+    torch.optim.LBFGS(rows, rate, 50, line_search_fn="strong_wolfe").step(closure)
+    return float(loss_of(rows).detach())
+
+
+def _is_float(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
