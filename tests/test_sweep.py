@@ -876,6 +876,22 @@ class TestJudges:
             label = name.removeprefix("tau").replace(" given ln L_S)", ") along batch size")
             assert found[f"psi{label}"] == granulated(table, m, t).axes["batch_size"]
 
+    @pytest.mark.parametrize("claim", ["C5", "C33"])
+    def test_psi_without_the_width_stands_beside(self, claim):
+        """A measure that follows the width alone has Psi = 1/4, and nothing without that axis."""
+        by_width = {
+            name: lambda c, d, n: -c.channels[0] + 1e-3 * n for name in ("lam", "b5", "gap")
+        }
+        found = claims.judge(claim, MadeUp(Truth(**by_width))).effects
+        whole = found["Psi(B5-lambda, gap), clean arm"]
+        within = found["Psi(B5-lambda, gap), clean arm, width left out"]
+        table = load_sweep(MadeUp(Truth(**by_width)), "clean")
+        axes = granulated(table, table["adaptive_lambda_max"], table["gap"]).axes
+        assert axes["width"].mean == 1
+        three = [effect.mean for axis, effect in axes.items() if axis != "width"]
+        assert within.mean == pytest.approx(np.mean(three))
+        assert whole.mean == pytest.approx((1 + sum(three)) / 4)
+
     def test_c28_waits_for_the_sweep_with_its_first_half(self):
         evidence = MadeUp().change(FIRST, 0)
         evidence._studies["unfinished_training"] = LONG_RUNS
@@ -992,6 +1008,9 @@ class TestJudges:
         word, condition = sweep_claims.one_or_all(effects, 0.2, {}, 144)
         assert word == "untestable here"
         assert condition == "(about 1296 instead of 144 runs would settle it)"
+        mixed = {"a": Interval(0.3, 0.1, 0.5, 72), "b": Interval(-0.3, -0.4, -0.2, 72)}
+        _, condition = sweep_claims.one_or_all(mixed, 0.2, {}, 144)
+        assert condition == "(about 576 instead of 144 runs would settle what is open)"
         at_threshold = {"a": Interval(0.2, 0.1, 0.3, 72)}
         _, condition = sweep_claims.one_or_all(at_threshold, 0.2, {}, 144)
         assert condition == "(no feasible number of runs would settle it)"
@@ -1031,7 +1050,7 @@ class TestFalsifiers:
                     "gap": lambda c, d, n: d["lam"] - 2 * (c.weight_decay > 0),
                 },
                 "rejected",
-                "psi is negative along weight_decay",
+                "psi is negative along weight decay",
             ),
         ],
     )

@@ -24,6 +24,7 @@ from losslandscape.report.live_claims import NARROW, Numbers, Statistic, digits
 from losslandscape.report.rules import Evidence
 from losslandscape.report.statistics import Interval
 from losslandscape.report.sweep import (
+    AXIS_NAMES,
     BASELINES,
     MEASURES,
     STUDY,
@@ -103,7 +104,7 @@ def f1(arm: str, arms: Mapping[str, Sweep]) -> Outcome:
     against = [axis for axis, effect in axes.items() if effect.high < 0]
     weak = partial.high < 0.2
     reasons = (["the partial tau is below 0.2"] if weak else []) + [
-        f"psi is negative along {axis}" for axis in against
+        f"psi is negative along {AXIS_NAMES[axis]}" for axis in against
     ]
     return Outcome(
         "F1",
@@ -112,7 +113,7 @@ def f1(arm: str, arms: Mapping[str, Sweep]) -> Outcome:
         "partial tau wholly below 0.2, or a psi_i wholly below 0",
         {
             "tau(lambda, gap given ln L_S)": partial,
-            **{f"psi of {axis}": effect for axis, effect in axes.items()},
+            **{f"psi along {AXIS_NAMES[axis]}": effect for axis, effect in axes.items()},
         },
         " and ".join(reasons),
     )

@@ -25,7 +25,13 @@ from losslandscape.report.statistics import Interval
 Array = NDArray[Any]
 
 STUDY = "validation_sweep"
-AXES = ("lr", "batch_size", "weight_decay", "width")
+AXIS_NAMES = {
+    "lr": "learning rate",
+    "batch_size": "batch size",
+    "weight_decay": "weight decay",
+    "width": "width",
+}
+AXES = tuple(AXIS_NAMES)
 RESAMPLES = 2000
 MEASURES = {
     "lambda": "lambda_max",
@@ -434,16 +440,29 @@ def _drawn_groups(sweep: Sweep, resamples: int, seed: int) -> dict[str, tuple[Ax
 
 
 def psi_interval_of(
-    sweep: Sweep, t: Array, *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    sweep: Sweep,
+    t: Array,
+    *,
+    axes: Sequence[str] = AXES,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Callable[[Array], Interval]:
-    """The function that gives Psi(m, t) with its registered interval, for many measures m."""
-    axes = [axis_pairs(sweep, axis) for axis in AXES]
+    """The function that gives Psi(m, t) with its registered interval, for many measures m.
+
+    Args:
+        sweep: The runs.
+        t: Target, ``(N,)``.
+        axes: Those whose psi_i are averaged, all of them in the registered Psi.
+        level, resamples, seed: Of the intervals.
+    """
+    found = [axis_pairs(sweep, axis) for axis in axes]
     cells = _draw(sweep.cell, resamples, np.random.default_rng(seed))
     count = int(sweep.cell.max()) + 1
 
     def interval(m: Array) -> Interval:
-        draws = np.mean([pairs.psi_in(cells, m, t) for pairs in axes], axis=0)
-        mean = float(np.mean([pairs.taus(m, t).mean() for pairs in axes]))
+        draws = np.mean([pairs.psi_in(cells, m, t) for pairs in found], axis=0)
+        mean = float(np.mean([pairs.taus(m, t).mean() for pairs in found]))
         return _interval(mean, draws, level, count)
 
     return interval

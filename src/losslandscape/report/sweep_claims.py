@@ -25,6 +25,7 @@ from losslandscape.report.rules import (
 from losslandscape.report.statistics import Interval, t_interval
 from losslandscape.report.sweep import (
     AXES,
+    AXIS_NAMES,
     STUDY,
     Array,
     Sweep,
@@ -133,13 +134,14 @@ def _settled_by(effects: Mapping[str, Interval], threshold: float, runs: int) ->
     if not open_effects:
         return "(the effects differ)"
     needed = max(runs_to_settle(effect, threshold, runs) for effect in open_effects)
-    return _needs(needed, runs)
+    decided = len(open_effects) < len(effects)  # those that are may differ from what is found
+    return _needs(needed, runs, "what is open" if decided else "it")
 
 
-def _needs(needed: float, runs: int) -> str:
+def _needs(needed: float, runs: int, what: str) -> str:
     if needed > 1e5:
-        return "(no feasible number of runs would settle it)"
-    return f"(about {math.ceil(needed)} instead of {runs} runs would settle it)"
+        return f"(no feasible number of runs would settle {what})"
+    return f"(about {math.ceil(needed)} instead of {runs} runs would settle {what})"
 
 
 def _powers(
@@ -184,7 +186,9 @@ def _psi_effects(
     """Psi(measure, gap) of each measure in each arm.
 
     Returns:
-        The effects, what their power is simulated from, and the intervals registered first.
+        The effects, what their power is simulated from, and what stands beside and decides
+        nothing: the intervals registered first, and Psi without the axis width, along which a
+        measure per weight rises and falls by how the function is written down.
     """
     effects: dict[str, Interval] = {}
     tests: dict[str, Test] = {}
@@ -194,6 +198,8 @@ def _psi_effects(
             name = f"Psi({NAMES[column]}, gap), {arm} arm"
             found = granulated(sweep, sweep[column], sweep["gap"], level=level)
             effects[name], beside[f"{name}, over groups"] = found.psi, found.over_groups
+            within = psi_interval_of(sweep, sweep["gap"], axes=AXES[:3], level=level)
+            beside[f"{name}, width left out"] = within(sweep[column])
             tests[name] = _psi_test(sweep, sweep[column], sweep["gap"], level)
     return effects, tests, beside
 
@@ -229,8 +235,8 @@ def _axes_beside(arms: Arms, columns: Mapping[str, str], target: str) -> dict[st
     for words, column in columns.items():
         for arm, sweep in arms.items():
             for axis, effect in granulated(sweep, sweep[column], sweep[target]).axes.items():
-                along = axis.replace("_", " ")
-                found[f"psi({words}, {target.replace('_', ' ')}) along {along}, {arm} arm"] = effect
+                along = f"along {AXIS_NAMES[axis]}, {arm} arm"
+                found[f"psi({words}, {target.replace('_', ' ')}) {along}"] = effect
     return found
 
 
@@ -385,7 +391,8 @@ def c33(arms: Arms) -> Finding:
         for name, effect in effects.items()
         if not inside[name]
     )
-    return "untestable here", _needs(needed, len(sweep)), everything
+    what = "what is open" if any(inside.values()) else "it"
+    return "untestable here", _needs(needed, len(sweep), what), everything
 
 
 VARIANTS = ("plain", "bn", "residual")

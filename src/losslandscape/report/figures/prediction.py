@@ -12,14 +12,16 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from losslandscape.lab.experiments.validation import SweepRecipe
 from losslandscape.report.figures.style import ORDERS, REFERENCE, legend_above, panels
 from losslandscape.report.statistics import Interval
-from losslandscape.report.sweep import AXES, Array, Power, Sweep, axis_pairs, kendall_tau
+from losslandscape.report.sweep import (
+    AXES,
+    AXIS_NAMES,
+    Array,
+    Power,
+    Sweep,
+    axis_pairs,
+    kendall_tau,
+)
 
-AXIS_NAMES = {
-    "lr": "learning rate",
-    "batch_size": "batch size",
-    "weight_decay": "weight decay",
-    "width": "width",
-}
 _ARMS = {"clean": ORDERS[0], "noisy": ORDERS[1]}
 
 
