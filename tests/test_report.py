@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,28 @@ def test_headline_takes_every_number_from_the_records(root):
     assert numbers["ll_reported_flat_lambda"] == "246.19"
     assert numbers["ll_low_rate_factor"] == "15 [13, 18]"
     assert numbers["ll_flat_fall"] == "0.35 [0.25, 0.45]"
+    assert numbers["ll_sweep_runs"] == "0 of 336"
     assert all(isinstance(text, str) and text for text in numbers.values())
+
+
+def test_headline_of_the_sweep_says_which_effect_is_which(root):
+    verdicts = json.loads((root.parent / "verdicts.json").read_text())
+    verdicts["verdicts"]["C5"]["effects"] = {}
+    (root.parent / "verdicts.json").write_text(json.dumps(verdicts))
+    assert headline.headline(root)["ll_sweep_said"].startswith("Nothing is computed")
+    verdicts["verdicts"]["C5"]["effects"] = {
+        f"Psi({measure}, gap), {arm} arm": {"mean": mean, "low": -1.0, "high": 1.0, "count": 72}
+        for (measure, arm), mean in zip(
+            product(("lambda", "B5-lambda"), ("clean", "noisy")), (0.1, 0.2, 0.3, 0.4), strict=True
+        )
+    }
+    (root.parent / "verdicts.json").write_text(json.dumps(verdicts))
+    said = headline.headline(root)["ll_sweep_said"]
+    places = [
+        said.index(words)
+        for words in ("0.10 [-1.00, 1.00] with right", "0.20", "λ_max", "0.30", "0.40")
+    ]
+    assert places == sorted(places)
 
 
 def test_every_figure_draws_every_run(root):

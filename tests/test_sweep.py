@@ -779,7 +779,7 @@ def evidence_for(claim):
     return {
         "C5": [
             (MadeUp(Truth(**both)), "holds"),
-            (MadeUp(Truth(gap=follows("b5"))), "holds if flatness is measured by B5-lambda"),
+            (MadeUp(Truth(gap=follows("b5"))), "holds if flatness is measured by normalised"),
             (MadeUp(Truth(gap=follows("lam"))), "holds if flatness is measured by lambda"),
             (MadeUp(Truth(**slightly)), "not supported"),
             (MadeUp(Truth(**opposite)), "refuted"),

@@ -46,6 +46,7 @@ Arms = Mapping[str, Sweep]
 SweepRule = Callable[[Arms], Finding]
 Test = tuple[Callable[[Array], float], Callable[[Array], Interval], Array, Array, Array]
 NAMES = {"lambda_max": "lambda", "adaptive_lambda_max": "B5-lambda"}
+IN_WORDS = {"lambda": "lambda", "B5-lambda": "normalised sharpness (B5-lambda)"}
 # Relative residuals: registered for lambda at end points; that of B5-lambda is ours.
 RESIDUALS = {"lambda_max": 1e-3, "rescaled_lambda_max": 1e-3, "adaptive_lambda_max": 1e-2}
 SIMULATIONS, POWER_RESAMPLES = 200, 400  # simulated sweeps, and the bootstrap inside each
@@ -245,7 +246,9 @@ def c5(arms: Arms) -> Finding:
     """Flat minima generalise better."""
     measures = ("lambda_max", "adaptive_lambda_max")
     effects, tests, beside = _psi_effects(arms, measures, 1 - 0.05 / 4)
-    conditions = {name: f"flatness is measured by {name[4:].split(',')[0]}" for name in effects}
+    conditions = {
+        name: f"flatness is measured by {IN_WORDS[name[4:].split(',')[0]]}" for name in effects
+    }
     found = one_or_all(effects, 0.2, conditions, _runs(arms))
     return *found, {**effects, **beside, **_powers(effects, 0.2, tests)}
 

@@ -94,17 +94,18 @@ def design(runs: Mapping[tuple[SweepRecipe, int], str]) -> Figure:
     left.set_yticks(range(len(rows)), labels=[str(batch) for _, batch in rows])
     left.set_ylabel("batch size\nwith weight decay (below), without (above)", fontsize=8.5)
     axes[0, len(widths) // 2].set_xlabel("learning rate: SGD, then Adam", fontsize=9)
+    states = [s for s in ("recorded", "to come", "left out") if s in runs.values()]
     for arm, look in _ARMS.items():
-        for state in ("recorded", "to come"):
+        for state in states:
             left.plot(
-                *([], [], look["marker"]),
+                *([], [], "x" if state == "left out" else look["marker"]),
                 color=look["color"],
                 markerfacecolor=look["color"] if state == "recorded" else "none",
                 markersize=4,
                 label=f"{arm}, {state}",
             )
     handles, labels = left.get_legend_handles_labels()
-    place: Any = {"loc": "outside upper center", "ncols": 4, "handlelength": 0.8}
+    place: Any = {"loc": "outside upper center", "ncols": len(states), "handlelength": 0.8}
     figure.legend(handles, labels, fontsize=7.5, frameon=False, columnspacing=1.0, **place)
     return figure
 
