@@ -9,15 +9,18 @@ from typing import Any
 Path = Sequence[tuple[int, float]]  # (step, measured / limit)
 
 
-def against_limit(run: Mapping[str, Any], quantity: str) -> list[tuple[int, float]]:
+def against_limit(
+    run: Mapping[str, Any], quantity: str, average: str = "mean_of_ratios"
+) -> list[tuple[int, float]]:
     """``(step, measured / limit)`` along a run.
 
     Args:
         run: Results of ``experiments.edge_of_stability.measure``.
-        quantity: ``"lambda_max"``, ``"preconditioned"`` or ``"batch_sharpness"`` (the mean of
-            ratios); rows without it are left out.
+        quantity: ``"lambda_max"``, ``"preconditioned"`` or ``"batch_sharpness"``; rows without it
+            are left out.
+        average: Of the batch sharpness over batches, or ``"ratio_of_means"``.
     """
-    entry = "mean_of_ratios" if quantity == "batch_sharpness" else "value"
+    entry = average if quantity == "batch_sharpness" else "value"
     return [
         (row["step"], row[quantity][entry] / run["limit"]) for row in run["path"] if quantity in row
     ]
