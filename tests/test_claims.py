@@ -78,6 +78,13 @@ def test_the_falsifiers_are_f1_to_f6_in_order():
         assert all(str(text).strip() for text in falsifier.values())
 
 
+def test_the_conclusions_give_every_claim_its_verdict_once():
+    text = (ROOT / "book" / "conclusions.md").read_text(encoding="utf-8")
+    first, *rest = re.findall(r"\{verdict\}`(C\d+)`", text)
+    assert first == "C5", "the question of the book comes first, and again in its place"
+    assert sorted(rest) == sorted(claim["id"] for claim in CLAIMS)
+
+
 def test_chapters_show_only_registered_claims():
     known = {claim["id"] for claim in CLAIMS}
     pages = [*(ROOT / "notebooks").glob("[0-9]*.md"), *(ROOT / "book").glob("*.md")]
