@@ -105,6 +105,21 @@ class TestFigures:
         with pytest.raises(ValueError, match="unknown state 'lost'"):
             prediction.design({(CELLS[0], 0): "lost"})
 
+    def test_clouds_draw_every_run_once(self, table):
+        measures = {"sharpness": "lambda_max", "loss": "train_loss"}
+        figure = prediction.clouds({"one": table, "other": table}, measures)
+        panels = figure.axes
+        assert len(panels) == 4
+        for axis, column in zip(panels, ("lambda_max", "lambda_max", "train_loss"), strict=False):
+            drawn = [line.get_xydata() for line in axis.lines]
+            assert len(drawn) == 4, "learning rates x widths"
+            points = np.array(sorted(np.concatenate(drawn).tolist()))
+            expected = sorted(zip(table[column], table["gap"], strict=True))
+            assert points == pytest.approx(np.array(expected))
+        same_rate = [line for line in panels[0].lines if line.get_label().startswith("0.1,")]
+        assert len({line.get_color() for line in same_rate}) == 1
+        assert len({line.get_marker() for line in same_rate}) == 2
+
     def test_pairs_are_solid_where_the_orders_agree(self, table):
         figure = prediction.pairs(table, "lambda_max", label="sharpness")
         panels = dict(zip(AXES, figure.axes, strict=True))

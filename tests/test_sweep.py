@@ -582,6 +582,7 @@ def few_draws(monkeypatch):
         monkeypatch.setitem(function.__kwdefaults__, "resamples", 400)
     monkeypatch.setattr(sweep_claims, "SIMULATIONS", 10)
     monkeypatch.setattr(sweep_claims, "POWER_RESAMPLES", 50)
+    monkeypatch.setattr(sweep_claims, "OTHER_DRAWS", 1)
 
 
 def eigenvalue(value, residual=0.0):
@@ -892,6 +893,50 @@ class TestJudges:
         assert within.mean == pytest.approx(np.mean(three))
         assert whole.mean == pytest.approx((1 + sum(three)) / 4)
 
+    def test_isotropy_without_the_width_and_basic_intervals_stand_beside(self):
+        evidence = MadeUp(Truth(gap=follows("e2")))
+        table = load_sweep(evidence, "clean")
+        m, t = sweep.given_sharpness(table)
+        axes = granulated(table, m, t).axes
+        found = claims.judge("C33", evidence).effects
+        within = found["Psi(E2, gap given B5-lambda), clean arm, width left out"]
+        assert within.mean == pytest.approx(np.mean([axes[a].mean for a in sweep.AXES[:3]]))
+        found = claims.judge("C29", evidence).effects
+        name = "omega squared of learning rate"
+        share, mirrored = found[name], found[f"{name}, basic interval"]
+        assert (mirrored.low + share.high) / 2 == pytest.approx(share.mean)
+        assert (mirrored.high + share.low) / 2 == pytest.approx(share.mean)
+
+    def test_other_bootstraps_stand_beside(self, monkeypatch):
+        """At an end of an interval that lies on the threshold, other draws give another word."""
+        monkeypatch.setattr(sweep_claims, "OTHER_DRAWS", 3)
+        seen = []
+
+        def rule(arms):
+            draws = arms["clean"].draws
+            seen.append(draws)
+            word = "holds" if draws < 2 else "untestable here"
+            return word, f"by draws {draws}", {"power": lambda: 0.5 + draws}
+
+        verdict = sweep_claims.decide("C5", MadeUp(), rule, ("clean",))
+        assert seen == [0, 1, 2, 3]
+        assert str(verdict) == "holds by draws 0"
+        assert verdict.effects["power"] == 0.5, "simulated once, for the verdict itself"
+        assert verdict.effects["same word by 3 other bootstraps"] == 1
+
+    def test_draws_move_the_ends_and_not_the_middle(self):
+        table = load_sweep(MadeUp(Truth(gap=follows("lam"))), "clean")
+        m, t, loss = table["lambda_max"], table["gap"], table["train_loss"]
+        for function in (
+            lambda s: tau_interval(s, m, t, loss),
+            lambda s: granulated(s, m, t).psi,
+            lambda s: granulated(s, m, t).axes["lr"],
+            lambda s: sweep.psi_interval_of(s, t)(m),
+        ):
+            one, other = function(table), function(replace(table, draws=1))
+            assert one.mean == other.mean
+            assert one.low != other.low
+
     def test_c28_waits_for_the_sweep_with_its_first_half(self):
         evidence = MadeUp().change(FIRST, 0)
         evidence._studies["unfinished_training"] = LONG_RUNS
@@ -1007,10 +1052,14 @@ class TestJudges:
         effects = {"a": Interval(0.3, 0.1, 0.5, 72), "b": Interval(0.25, 0.1, 0.4, 72)}
         word, condition = sweep_claims.one_or_all(effects, 0.2, {}, 144)
         assert word == "untestable here"
-        assert condition == "(about 1296 instead of 144 runs would settle it)"
+        assert condition == "(about 1296 instead of 144 runs in an arm would settle it)"
         mixed = {"a": Interval(0.3, 0.1, 0.5, 72), "b": Interval(-0.3, -0.4, -0.2, 72)}
         _, condition = sweep_claims.one_or_all(mixed, 0.2, {}, 144)
-        assert condition == "(about 576 instead of 144 runs would settle what is open)"
+        needed = "about 576 instead of 144 runs in an arm would settle what is open"
+        assert condition == f"({needed})"
+        apart = {**mixed, "c": Interval(0.5, 0.4, 0.6, 72)}
+        _, condition = sweep_claims.one_or_all(apart, 0.2, {}, 144)
+        assert condition == f"(the effects differ; {needed})"
         at_threshold = {"a": Interval(0.2, 0.1, 0.3, 72)}
         _, condition = sweep_claims.one_or_all(at_threshold, 0.2, {}, 144)
         assert condition == "(no feasible number of runs would settle it)"
@@ -1109,18 +1158,27 @@ class TestFalsifiers:
     def test_f5(self):
         tables = arms(Truth(gap=follows("lam")))
         passing = f5("clean", tables)
-        assert (passing.word, passing.reason) == ("undecided", "0 of 144 runs fail the gate")
+        assert (passing.word, passing.reason) == (
+            "undecided",
+            "0 of 144 runs fail the gate (Q1 0, Q2 0, Q3 0)",
+        )
         assert passing.effect == Interval(0, 0, 0, 72)
 
         def some_saddles(table):
             return np.where(np.arange(144) % 48 == 0, -1.0, -0.01) * table["lambda_max"]
 
         few = f5("clean", with_column(tables, "lambda_min", some_saddles))
-        assert (few.word, few.reason) == ("unnecessary", "3 of 144 runs fail the gate")
+        assert (few.word, few.reason) == (
+            "unnecessary",
+            "3 of 144 runs fail the gate (Q1 0, Q2 0, Q3 3)",
+        )
 
     def test_f5_when_no_run_passes(self):
         outcome = f5("clean", with_column(arms(), "polish_log_ratio", lambda t: -1 + 0 * t["lr"]))
-        assert (outcome.word, outcome.reason) == ("undecided", "144 of 144 runs fail the gate")
+        assert (outcome.word, outcome.reason) == (
+            "undecided",
+            "144 of 144 runs fail the gate (Q1 0, Q2 144, Q3 0)",
+        )
         assert outcome.effect is None
 
     @pytest.mark.parametrize(("noise", "word"), [(0.0, "needed"), (6.0, "undecided")])
@@ -1150,8 +1208,10 @@ class TestFalsifiers:
             spoilt[7] = value
             return spoilt
 
-        kept = falsifiers.passes_gate(with_column(arms(), column, spoil)["clean"])
-        assert list(np.flatnonzero(~kept)) == [7]
+        legs = falsifiers.gate(with_column(arms(), column, spoil)["clean"])
+        failing = {name: list(np.flatnonzero(~passed)) for name, passed in legs.items()}
+        leg = {"train_loss": "Q1", "lambda_min": "Q3"}.get(column, "Q2")
+        assert failing == {"Q1": [], "Q2": [], "Q3": []} | {leg: [7]}
 
     def test_f5_without_the_polish(self):
         evidence = MadeUp()

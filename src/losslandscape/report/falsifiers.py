@@ -31,8 +31,8 @@ from losslandscape.report.sweep import (
     Array,
     Granulated,
     Sweep,
+    given_sharpness,
     granulated,
-    isotropy_given_sharpness,
     load_sweep,
     psi_of,
     tau_change,
@@ -96,6 +96,20 @@ def falsify(evidence: Evidence | None = None) -> list[Outcome]:
     ]
 
 
+def together(outcomes: Sequence[Outcome]) -> str:
+    """What the outcomes of one falsifier say of the whole: a part goes only if all arms say so.
+
+    >>> both = [Outcome("F3", "clean arm", "drop"), Outcome("F3", "noisy arm", "undecided")]
+    >>> together(both), together(both[:1])
+    ('the arms differ: drop (clean arm), undecided (noisy arm)', 'drop')
+    """
+    words = {one.word for one in outcomes}
+    if len(words) == 1:
+        return words.pop()
+    each = ", ".join(f"{one.word} ({one.subject})" for one in outcomes)
+    return f"the arms differ: {each}"
+
+
 def f1(arm: str, arms: Mapping[str, Sweep]) -> Outcome:
     """High absolute sharpness reliably predicts poor generalisation."""
     sweep = arms[arm]
@@ -123,7 +137,7 @@ def f2(arm: str, arms: Mapping[str, Sweep]) -> Outcome:
     """Relative flatness adds information beyond simple baselines.
 
     "Best" is the largest Psi on the other arm, as it stands. The same with the sign of each
-    baseline also taken from the other arm (a wide network has a *small* gap) is a harder test; it
+    baseline also taken from the other arm (a wide network may have a *small* gap) is harder; it
     is reported beside it and decides nothing.
     """
     sweep, other = arms[arm], next(arms[name] for name in ARMS if name != arm)
@@ -165,7 +179,8 @@ def f2(arm: str, arms: Mapping[str, Sweep]) -> Outcome:
 def f3(arm: str, arms: Mapping[str, Sweep]) -> Outcome:
     """Basin isotropy matters once normalised sharpness is known."""
     sweep = arms[arm]
-    found = isotropy_given_sharpness(sweep)
+    m, t = given_sharpness(sweep)
+    found = granulated(sweep, m, t)
     effect = found.psi
     inside = effect.low > -0.2 and effect.high < 0.2
     outside = effect.low > 0.2 or effect.high < -0.2
@@ -177,6 +192,7 @@ def f3(arm: str, arms: Mapping[str, Sweep]) -> Outcome:
         {
             "Psi(E2, gap given B5-lambda)": effect,
             "Psi(E2, gap given B5-lambda), over groups": found.over_groups,
+            **{f"psi along {AXIS_NAMES[axis]}": effect for axis, effect in found.axes.items()},
         },
     )
 
@@ -261,15 +277,17 @@ def rescaled_verdicts(rescalings: int = 5) -> Numbers:
 F4 = Statistic(measure=rescaled_verdicts, slow=True)
 
 
-def passes_gate(sweep: Sweep) -> Array:
-    """``(N,)`` which runs pass the quality gate Q1 to Q3.
+def gate(sweep: Sweep) -> dict[str, Array]:
+    """``(N,)`` each: which runs pass Q1, Q2 and Q3 of the quality gate.
 
     Raises:
         ValueError: Some runs have no polish test (Q2).
     """
-    polished = (sweep["polish_fall"] < 0.02) & (np.abs(sweep["polish_log_ratio"]) <= math.log(2))
-    fitted: Array = sweep["train_loss"] <= 0.05
-    return fitted & polished & (sweep["lambda_min"] >= -0.1 * sweep["lambda_max"])
+    return {
+        "Q1": sweep["train_loss"] <= 0.05,
+        "Q2": (sweep["polish_fall"] < 0.02) & (np.abs(sweep["polish_log_ratio"]) <= math.log(2)),
+        "Q3": sweep["lambda_min"] >= -0.1 * sweep["lambda_max"],
+    }
 
 
 def f5(arm: str, arms: Mapping[str, Sweep]) -> Outcome:
@@ -277,11 +295,13 @@ def f5(arm: str, arms: Mapping[str, Sweep]) -> Outcome:
     sweep = arms[arm]
     threshold = "difference inside [-0.1, 0.1]: unnecessary; wholly outside: needed"
     try:
-        kept = passes_gate(sweep)
+        legs = gate(sweep)
     except ValueError as error:
         return Outcome("F5", f"{arm} arm", "undecided", threshold, reason=f"({error})")
+    kept = np.logical_and.reduce(list(legs.values()))
     effect = tau_change(sweep, kept, sweep["lambda_max"], sweep["gap"], sweep["train_loss"])
-    failing = f"{(~kept).sum()} of {len(kept)} runs fail the gate"
+    each = ", ".join(f"{name} {(~passed).sum()}" for name, passed in legs.items())
+    failing = f"{(~kept).sum()} of {len(kept)} runs fail the gate ({each})"
     if kept.sum() < 2:  # no tau is left to compare with
         return Outcome("F5", f"{arm} arm", "undecided", threshold, reason=failing)
     inside = effect.low > -0.1 and effect.high < 0.1

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import losslandscape
 from losslandscape.lab import records
 from losslandscape.lab.studies import find_study
 from losslandscape.report import ledger
+from losslandscape.report.rules import Verdict
 from losslandscape.report.tables import recorded, reported, show, show_spread, span
 
 STUDY, SWEEP = "three_configurations", "validation_sweep"
@@ -59,18 +58,18 @@ def headline(root: Path | None = None) -> dict[str, str]:
     effect = verdicts["C23"].effects["low learning rate"]  # of being flatter, on a log scale
     factor, low, high = (math.exp(-value) for value in (effect.mean, effect.high, effect.low))
     numbers["ll_low_rate_factor"] = f"{factor:.0f} [{low:.0f}, {high:.0f}]"
-    numbers |= _sweep(root, verdicts["C5"].effects)
+    numbers |= _sweep(root, verdicts["C5"])
     return numbers
 
 
-def _sweep(root: Path | None, effects: Mapping[str, Any]) -> dict[str, str]:
+def _sweep(root: Path | None, verdict: Verdict) -> dict[str, str]:
     """How many runs of the sweep there are, and what it says of sharpness and gap."""
     there, asked = len(records.load_study(SWEEP, root)), len(find_study(SWEEP).runs())
     shown = {
-        (measure, arm): str(effects[name])
+        (measure, arm): str(verdict.effects[name])
         for measure in ("lambda", "B5-lambda")
         for arm in ("clean", "noisy")
-        if (name := f"Psi({measure}, gap), {arm} arm") in effects
+        if (name := f"Psi({measure}, gap), {arm} arm") in verdict.effects
     }
     if shown:
         raw, relative = (
@@ -81,8 +80,10 @@ def _sweep(root: Path | None, effects: Mapping[str, Any]) -> dict[str, str]:
         said = (
             "The rank correlation Ψ of sharpness with the gap, among networks that differ in one "
             f"factor only and on a scale from -1 to 1, is {raw} for λ_max; for normalised "
-            f"sharpness it is {relative}."
+            f"sharpness it is {relative} (98.75 % intervals, for four effects)."
         )
+    elif there == asked:
+        said = f"The rule gives no numbers {verdict.condition}."
     else:
         said = "Nothing is computed from them before all runs are in that the test needs."
     runs = str(asked) if there == asked else f"{there} of {asked}"

@@ -66,12 +66,14 @@ class Sweep:
         left_out: The recorded runs that diverged or missed the stop band, and why.
         asked: Number of runs that the study asks for.
         missing: Of these, not yet recorded.
+        draws: Seed of the bootstraps over these runs.
     """
 
     columns: Mapping[str, Array]
     left_out: tuple[str, ...] = ()
     asked: int = 0
     missing: int = 0
+    draws: int = 0
 
     def __len__(self) -> int:
         return len(self.columns["seed"])
@@ -273,13 +275,13 @@ def tau_interval(
     *,
     level: float = 0.95,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Interval:
     """Kendall's tau, or the partial tau, with its bootstrap interval over cells.
 
-    Percentile interval: Efron and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13.
+    Ranks and regression of a partial tau are made anew in each sample. Percentile interval: Efron
+    and Tibshirani, *An Introduction to the Bootstrap*, 1993, chapter 13.
     """
-    weights = _draw(sweep.cell, resamples, np.random.default_rng(seed))
+    weights = _draw(sweep.cell, resamples, np.random.default_rng(sweep.draws))
     observed = partial_tau(m, t, given) if given is not None else kendall_tau(m, t)
     return _interval(observed, _tau_in(weights, m, t, given), level, int(sweep.cell.max()) + 1)
 
@@ -293,10 +295,9 @@ def tau_change(
     *,
     level: float = 0.95,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Interval:
     """Partial tau over all runs minus that over the ``kept`` ones, with its interval over cells."""
-    weights = _draw(sweep.cell, resamples, np.random.default_rng(seed))
+    weights = _draw(sweep.cell, resamples, np.random.default_rng(sweep.draws))
     weights = np.vstack([np.ones(len(m)), weights])
     reduced = weights * kept
     some = reduced.any(1)  # a sample that keeps no run has an undefined tau, which counts as 0
@@ -395,7 +396,6 @@ def granulated(
     minus: Array | None = None,
     level: float = 0.95,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Granulated:
     r"""Mean over the axes of :math:`\psi_i`, the mean tau of the groups in which only i varies.
 
@@ -407,12 +407,12 @@ def granulated(
         sweep: The runs.
         m, t: Measure and target, ``(N,)``.
         minus: A second measure, whose coefficient is subtracted group by group.
-        level, resamples, seed: Of the intervals.
+        level, resamples: Of the intervals.
     """
-    cells = _draw(sweep.cell, resamples, np.random.default_rng(seed))
+    cells = _draw(sweep.cell, resamples, np.random.default_rng(sweep.draws))
     observed, draws, counts = {}, {}, {}
     over_cells = np.zeros(resamples)
-    for axis, (pairs, drawn) in _drawn_groups(sweep, resamples, seed).items():
+    for axis, (pairs, drawn) in _drawn_groups(sweep, resamples).items():
         over_cells += pairs.psi_in(cells, m, t) / len(AXES)
         taus = pairs.taus(m, t)
         if minus is not None:
@@ -429,9 +429,9 @@ def granulated(
     )
 
 
-def _drawn_groups(sweep: Sweep, resamples: int, seed: int) -> dict[str, tuple[AxisPairs, Array]]:
+def _drawn_groups(sweep: Sweep, resamples: int) -> dict[str, tuple[AxisPairs, Array]]:
     """Per axis its pairs, and how often ``(resamples, G)`` each group is in each sample."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(sweep.draws)
     found = {}
     for axis in AXES:
         pairs = axis_pairs(sweep, axis)
@@ -446,7 +446,6 @@ def psi_interval_of(
     axes: Sequence[str] = AXES,
     level: float = 0.95,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> Callable[[Array], Interval]:
     """The function that gives Psi(m, t) with its registered interval, for many measures m.
 
@@ -454,10 +453,10 @@ def psi_interval_of(
         sweep: The runs.
         t: Target, ``(N,)``.
         axes: Those whose psi_i are averaged, all of them in the registered Psi.
-        level, resamples, seed: Of the intervals.
+        level, resamples: Of the intervals.
     """
     found = [axis_pairs(sweep, axis) for axis in axes]
-    cells = _draw(sweep.cell, resamples, np.random.default_rng(seed))
+    cells = _draw(sweep.cell, resamples, np.random.default_rng(sweep.draws))
     count = int(sweep.cell.max()) + 1
 
     def interval(m: Array) -> Interval:
@@ -474,11 +473,14 @@ def psi_of(sweep: Sweep, t: Array) -> Callable[[Array], float]:
     return lambda m: float(np.mean([pairs.taus(m, t).mean() for pairs in axes]))
 
 
-def isotropy_given_sharpness(sweep: Sweep, level: float = 0.95) -> Granulated:
-    """Psi(E2, gap given B5-lambda)."""
+def given_sharpness(sweep: Sweep) -> tuple[Array, Array]:
+    """E2 and gap, each as the residuals of its ranks on those of B5-lambda over all these runs.
+
+    Psi(E2, gap given B5-lambda) is that of these two; its bootstrap keeps the residuals.
+    """
     given = sweep["adaptive_lambda_max"]
     m, t = (rank_residuals(sweep[name], given) for name in ("adaptive_participation_ratio", "gap"))
-    return granulated(sweep, m, t, level=level)
+    return m, t
 
 
 def worst_sign_error(sweep: Sweep, m: Array, t: Array) -> tuple[str, float]:
@@ -704,7 +706,8 @@ def omega_squared(
     (Hays, *Statistics*, 1963). The registered bootstrap draws the residuals of whole cells. Drawing
     them one by one is right where the runs of a cell are independent given the factors; where they
     share 80 % of the noise, its nominal 95 % cover about 85 % in simulations, those of whole cells
-    90 to 95 %.
+    90 to 95 %. For a difference of two blocks with unlike degrees of freedom, drawing whole cells
+    leans to the larger block where the runs of a cell are alike.
 
     Args:
         y: ``(N,)`` response.

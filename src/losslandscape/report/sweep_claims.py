@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,8 @@ from losslandscape.report.sweep import (
     STUDY,
     Array,
     Sweep,
+    given_sharpness,
     granulated,
-    isotropy_given_sharpness,
     kendall_tau,
     load_sweep,
     omega_squared,
@@ -43,6 +45,7 @@ from losslandscape.report.sweep import (
 )
 
 Arms = Mapping[str, Sweep]
+# Effects of a rule: a callable stands for a simulated power, which the verdict does not need.
 SweepRule = Callable[[Arms], Finding]
 Test = tuple[Callable[[Array], float], Callable[[Array], Interval], Array, Array, Array]
 NAMES = {"lambda_max": "lambda", "adaptive_lambda_max": "B5-lambda"}
@@ -50,6 +53,8 @@ IN_WORDS = {"lambda": "lambda", "B5-lambda": "normalised sharpness (B5-lambda)"}
 # Relative residuals: registered for lambda at end points; that of B5-lambda is ours.
 RESIDUALS = {"lambda_max": 1e-3, "rescaled_lambda_max": 1e-3, "adaptive_lambda_max": 1e-2}
 SIMULATIONS, POWER_RESAMPLES = 200, 400  # simulated sweeps, and the bootstrap inside each
+OPEN = "untestable here"
+OTHER_DRAWS = 4  # an end of an interval has a Monte Carlo error, which these show
 
 
 def decide(
@@ -64,7 +69,8 @@ def decide(
     """Apply a rule to whole arms of ``validation_sweep``.
 
     No number is computed before all runs are recorded. Runs that diverged or missed the stop band
-    are counted in the effects and take no part.
+    are counted in the effects and take no part. So is how often other draws of the bootstrap give
+    the same word.
 
     Args:
         claim: Its identifier.
@@ -87,8 +93,15 @@ def decide(
         runs = " and ".join(f"{name} of {count} runs" for name, count in loose.items() if count)
         return Verdict(claim, "untestable here", f"(the residual of {runs} is too large)")
     word, condition, effects = rule(sweeps)
+    effects = {name: effect() if callable(effect) else effect for name, effect in effects.items()}
+    again = [
+        rule({arm: replace(sweep, draws=draws) for arm, sweep in sweeps.items()})
+        for draws in range(1, 1 + OTHER_DRAWS)
+    ]
+    same = sum(found[0] == word for found in again)
     left_out = {f"runs left out, {arm} arm": len(sweep.left_out) for arm, sweep in sweeps.items()}
-    return Verdict(claim, word, condition, {**effects, **left_out})
+    same_word = {f"same word by {OTHER_DRAWS} other bootstraps": same}
+    return Verdict(claim, word, condition, {**effects, **left_out, **same_word})
 
 
 def _on_sweep(claim: str, *arms: str, **options: Any) -> Callable[[SweepRule], SweepRule]:
@@ -128,21 +141,21 @@ def one_or_all(
 def _settled_by(effects: Mapping[str, Interval], threshold: float, runs: int) -> str:
     """What would decide the effects that rule I left open, in brackets."""
     open_effects = [
-        effect
-        for effect in effects.values()
-        if interval_rule(effect, threshold) == "untestable here"
+        effect for effect in effects.values() if interval_rule(effect, threshold) == OPEN
     ]
     if not open_effects:
         return "(the effects differ)"
     needed = max(runs_to_settle(effect, threshold, runs) for effect in open_effects)
-    decided = len(open_effects) < len(effects)  # those that are may differ from what is found
-    return _needs(needed, runs, "what is open" if decided else "it")
+    decided = {interval_rule(effect, threshold) for effect in effects.values()} - {OPEN}
+    if len(decided) > 1:
+        return f"(the effects differ; {_needs(needed, runs, 'what is open')})"
+    return f"({_needs(needed, runs, 'what is open' if decided else 'it')})"
 
 
 def _needs(needed: float, runs: int, what: str) -> str:
     if needed > 1e5:
-        return f"(no feasible number of runs would settle {what})"
-    return f"(about {math.ceil(needed)} instead of {runs} runs would settle {what})"
+        return f"no feasible number of runs would settle {what}"
+    return f"about {math.ceil(needed)} instead of {runs} runs in an arm would settle {what}"
 
 
 def _powers(
@@ -152,7 +165,7 @@ def _powers(
 ) -> dict[str, Any]:
     """The simulated power beside every effect that rule I does not support."""
     return {
-        f"power, {name}": power(*tests[name], threshold=threshold, simulations=SIMULATIONS)
+        f"power, {name}": partial(power, *tests[name], threshold=threshold, simulations=SIMULATIONS)
         for name, effect in effects.items()
         if interval_rule(effect, threshold) in ("not supported", "refuted")
     }
@@ -303,14 +316,23 @@ def _shares(
     factors: Mapping[str, Array],
     blocks: Mapping[str, tuple[Sequence[str], Sequence[str]]],
 ) -> tuple[dict[str, Interval], dict[str, Interval]]:
-    """omega squared of each block, less that of a second; and the intervals registered first."""
+    """omega squared of each block, less that of a second; and what stands beside.
+
+    That is the intervals registered first, and the basic intervals, whose bias is the other way.
+    """
     effects = {
-        name: omega_squared(y, factors, *block, cell=sweep.cell) for name, block in blocks.items()
+        name: omega_squared(y, factors, *block, cell=sweep.cell, seed=sweep.draws)
+        for name, block in blocks.items()
     }
     one_by_one = {
-        f"{name}, runs drawn": omega_squared(y, factors, *block) for name, block in blocks.items()
+        f"{name}, runs drawn": omega_squared(y, factors, *block, seed=sweep.draws)
+        for name, block in blocks.items()
     }
-    return effects, one_by_one
+    mirrored = {
+        f"{name}, basic interval": replace(e, low=2 * e.mean - e.high, high=2 * e.mean - e.low)
+        for name, e in effects.items()
+    }
+    return effects, {**one_by_one, **mirrored}
 
 
 def _log_lambda(sweep: Sweep) -> Array:
@@ -369,8 +391,11 @@ def c33(arms: Arms) -> Finding:
     sweep, level = arms["clean"], 1 - 0.05 / 2
     effects, tests, beside = _psi_effects(arms, ("adaptive_lambda_max",), level)
     sharpness, isotropy = next(iter(effects)), "Psi(E2, gap given B5-lambda), clean arm"
-    found = isotropy_given_sharpness(sweep, level)
+    m, t = given_sharpness(sweep)
+    found = granulated(sweep, m, t, level=level)
     effects[isotropy], beside[f"{isotropy}, over groups"] = found.psi, found.over_groups
+    within = psi_interval_of(sweep, t, axes=AXES[:3], level=level)
+    beside[f"{isotropy}, width left out"] = within(m)
     outside = {name: e.low > 0.2 or e.high < -0.2 for name, e in effects.items()}
     inside = {name: e.low > -0.2 and e.high < 0.2 for name, e in effects.items()}
     everything: dict[str, Any] = {**effects, **beside}
@@ -380,13 +405,10 @@ def c33(arms: Arms) -> Finding:
         held = "normalised sharpness" if outside[sharpness] else "basin isotropy"
         return "holds if", f"only {held} is meant", everything
     if all(inside.values()):
-        m, t = (
-            rank_residuals(sweep[column], sweep["adaptive_lambda_max"])
-            for column in ("adaptive_participation_ratio", "gap")
-        )
         tests[isotropy] = _psi_test(sweep, m, t, level)
         powers = {
-            f"power, {name}": power(*tests[name], simulations=SIMULATIONS) for name in effects
+            f"power, {name}": partial(power, *tests[name], simulations=SIMULATIONS)
+            for name in effects
         }
         return "not supported", "", {**everything, **powers}
     needed = max(
@@ -395,7 +417,7 @@ def c33(arms: Arms) -> Finding:
         if not inside[name]
     )
     what = "what is open" if any(inside.values()) else "it"
-    return "untestable here", _needs(needed, len(sweep), what), everything
+    return "untestable here", f"({_needs(needed, len(sweep), what)})", everything
 
 
 VARIANTS = ("plain", "bn", "residual")
@@ -441,10 +463,8 @@ def c35(evidence: Evidence, seeds: Seeds) -> Finding:
     return word, condition, effects
 
 
-@_on_sweep("C36", "clean", optimizers=("sgd", "adam"))
-def c36(arms: Arms) -> Finding:
-    """The optimisation strategy is the dominant factor for the minimum that is reached."""
-    sweep = arms["clean"]
+def strategy_of(sweep: Sweep) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """All factors, those of the recipe nested in the optimiser, and the names of the latter."""
     nested = {
         axis: np.array(
             [
@@ -454,13 +474,16 @@ def c36(arms: Arms) -> Finding:
         )
         for axis in AXES[:3]
     }
-    strategy, rest = ("optimizer", *nested), ("width", "seed")
-    factors = {
-        "optimizer": sweep["optimizer"],
-        **nested,
-        "width": sweep["width"],
-        "seed": sweep["seed"],
-    }
+    recipe = {"optimizer": sweep["optimizer"], **nested}
+    return {**recipe, "width": sweep["width"], "seed": sweep["seed"]}, tuple(recipe)
+
+
+@_on_sweep("C36", "clean", optimizers=("sgd", "adam"))
+def c36(arms: Arms) -> Finding:
+    """The optimisation strategy is the dominant factor for the minimum that is reached."""
+    sweep = arms["clean"]
+    factors, strategy = strategy_of(sweep)
+    rest = ("width", "seed")
     effects: dict[str, Interval] = {}
     beside: dict[str, Interval] = {}
     for name, y in (("ln lambda", _log_lambda(sweep)), ("gap", sweep["gap"])):

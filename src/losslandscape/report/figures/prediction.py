@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -22,6 +23,7 @@ from losslandscape.report.sweep import (
     kendall_tau,
 )
 
+_SHADES = colormaps["viridis"]  # its last part is too light on white
 _ARMS = {"clean": ORDERS[0], "noisy": ORDERS[1]}
 
 
@@ -136,6 +138,47 @@ def pairs(sweep: Sweep, measure: str, target: str = "gap", *, label: str) -> Fig
     figure.supxlabel(label, fontsize=10)
     figure.supylabel(f"{target}, nats", fontsize=10)
     legend_above(figure, axes[0, 0])
+    return figure
+
+
+def clouds(arms: Mapping[str, Sweep], measures: Mapping[str, str]) -> Figure:
+    """Gap against measures, all runs; colours tell learning rates, markers widths.
+
+    Args:
+        arms: What is said of an arm -> its runs.
+        measures: What is said of a measure -> its column.
+    """
+    figure, axes = panels(len(measures), len(arms), height=5.4, squeeze=False)
+    for row, (words, column) in zip(axes, measures.items(), strict=True):
+        for axis, (arm, sweep) in zip(row, arms.items(), strict=True):
+            rates, widths = (sorted(set(sweep[name])) for name in ("lr", "width"))
+            for nth, rate in enumerate(rates):
+                color = _SHADES(0.85 * nth / max(len(rates) - 1, 1))
+                for width, marker in zip(widths, "v^o", strict=False):
+                    chosen = (sweep["lr"] == rate) & (sweep["width"] == width)
+                    axis.plot(
+                        sweep[column][chosen],
+                        sweep["gap"][chosen],
+                        marker,
+                        color=color,
+                        markersize=3.5,
+                        label=f"{rate:g}, width {width:g}",
+                    )
+            _log_axis(axis)
+            axis.set_title(arm, fontsize=9)
+            axis.set_xlabel(words, fontsize=9)
+        row[0].set_ylabel("gap, nats")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    place: Any = {"loc": "outside upper center", "ncols": 4, "handlelength": 0.8}
+    figure.legend(
+        handles,
+        labels,
+        title="learning rate",
+        fontsize=7.5,
+        title_fontsize=8,
+        frameon=False,
+        **place,
+    )
     return figure
 
 
