@@ -1,6 +1,7 @@
 """The pre-registration of the claims: complete, well formed, and never silently changed."""
 
 import datetime
+import json
 import re
 from pathlib import Path
 
@@ -83,6 +84,21 @@ def test_the_conclusions_give_every_claim_its_verdict_once():
     first, *rest = re.findall(r"\{verdict\}`(C\d+)`", text)
     assert first == "C5", "the question of the book comes first, and again in its place"
     assert sorted(rest) == sorted(claim["id"] for claim in CLAIMS)
+
+
+def test_pages_that_say_what_the_sweep_found_say_what_the_ledger_says():
+    """Landing page and conclusions tell the outcome in words; these are the words."""
+    verdicts = json.loads((ROOT / "book" / "verdicts.json").read_text())["verdicts"]
+    words = {name: (verdicts[name]["word"], verdicts[name]["condition"]) for name in verdicts}
+    assert words["C5"] == (
+        "holds if",
+        "flatness is measured by normalised sharpness (B5-lambda)",
+    )
+    assert words["C37"][0] == "untestable here"
+    assert words["C36"] == ("holds if", "only ln lambda is meant")
+    effects = verdicts["C36"]["effects"]
+    assert effects["omega squared, strategy, of ln lambda"]["low"] > 0.9
+    assert effects["omega squared, strategy, of gap"]["high"] < 0.5
 
 
 def test_chapters_show_only_registered_claims():
