@@ -59,6 +59,12 @@ def test_a_name_bound_anew_in_the_last_cell_cuts_too():
     assert found.studies == ()
 
 
+def test_a_function_may_name_its_study_by_a_constant_of_its_module():
+    for call in ("sweep.load_sweep(evidence, 'clean')", "falsifiers.falsify(evidence)"):
+        assert rests_on(f"found = {call}", "found").studies == ("validation_sweep",), call
+    assert rests_on("tau = sweep.kendall_tau(m, t)", "tau").studies == ()
+
+
 def test_a_verdict_rests_on_what_its_rule_reads():
     cells = [
         "evidence = claims.Evidence()",

@@ -19,11 +19,19 @@ from typing import Any
 from nbformat import NotebookNode
 
 from losslandscape.lab.studies import STUDIES
-from losslandscape.report import claims, live_claims, running, sweep, sweep_claims, tables
+from losslandscape.report import (
+    claims,
+    falsifiers,
+    live_claims,
+    running,
+    sweep,
+    sweep_claims,
+    tables,
+)
 
 _READERS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (claims, live_claims, sweep, sweep_claims, tables)
+    for module in (claims, falsifiers, live_claims, sweep, sweep_claims, tables)
 }
 _RECORDED = (*STUDIES, running.STUDY)
 _CHANGING = ("append", "add", "extend", "update", "setdefault")
@@ -186,6 +194,9 @@ def _studies(nodes: Sequence[ast.AST], judged: Mapping[str, Sequence[str]]) -> I
                 source = ast.parse(textwrap.dedent(inspect.getsource(function)))
                 constants = [n for n in ast.walk(source) if isinstance(n, ast.Constant)]
                 yield from _studies(constants, {})
+                named = {n.id for n in ast.walk(source) if isinstance(n, ast.Name)}
+                found = [function.__globals__.get(name) for name in sorted(named)]
+                yield from (text for text in found if isinstance(text, str) and text in STUDIES)
 
 
 def _datasets(nodes: Sequence[ast.AST], parameters: Mapping[str, Any]) -> Iterator[str]:
