@@ -122,17 +122,18 @@ def test_headline_takes_every_number_from_the_records(root):
 
 
 def test_headline_of_the_sweep_says_which_effect_is_which(root):
-    verdicts = json.loads((root.parent / "verdicts.json").read_text())
-    verdicts["verdicts"]["C5"]["effects"] = {}
-    (root.parent / "verdicts.json").write_text(json.dumps(verdicts))
+    path = root.parent / "verdicts.json"
+    content = records.read(path)
+    content["verdicts"]["C5"]["effects"] = {}
+    records.write(content, path)
     assert headline.headline(root)["ll_sweep_said"].startswith("Nothing is computed")
-    verdicts["verdicts"]["C5"]["effects"] = {
+    content["verdicts"]["C5"]["effects"] = {
         f"Psi({measure}, gap), {arm} arm": {"mean": mean, "low": -1.0, "high": 1.0, "count": 72}
         for (measure, arm), mean in zip(
             product(("lambda", "B5-lambda"), ("clean", "noisy")), (0.1, 0.2, 0.3, 0.4), strict=True
         )
     }
-    (root.parent / "verdicts.json").write_text(json.dumps(verdicts))
+    records.write(content, path)
     said = headline.headline(root)["ll_sweep_said"]
     places = [
         said.index(words)
