@@ -92,13 +92,19 @@ def test_pages_that_say_what_the_sweep_found_say_what_the_ledger_says():
     words = {name: (verdicts[name]["word"], verdicts[name]["condition"]) for name in verdicts}
     assert words["C5"] == (
         "holds if",
-        "flatness is measured by normalised sharpness (B5-lambda)",
+        "flatness is measured by normalised sharpness",
     )
     assert words["C37"][0] == "untestable here"
     assert words["C36"] == ("holds if", "only ln lambda is meant")
     effects = verdicts["C36"]["effects"]
     assert effects["omega squared, strategy, of ln lambda"]["low"] > 0.9
     assert effects["omega squared, strategy, of gap"]["high"] < 0.5
+    lam, relative = (
+        [verdicts["C5"]["effects"][f"Psi({name}, gap), {arm} arm"] for arm in ("clean", "noisy")]
+        for name in ("lambda", "B5-lambda")
+    )
+    assert all(effect["low"] < 0.2 < effect["high"] for effect in lam), "smaller or larger"
+    assert all(effect["low"] > 0.2 for effect in relative)
 
 
 def test_chapters_show_only_registered_claims():

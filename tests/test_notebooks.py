@@ -57,6 +57,16 @@ def test_text_and_notebook_agree_cell_by_cell(name, notebook):
 
 
 @each_notebook
+def test_the_time_for_reading_is_that_of_its_words(name):
+    """As the landing page says: 130 words a minute, without code and solutions."""
+    text = (FOLDER / f"{name}.md").read_text(encoding="utf-8").split("---\n", 2)[2]
+    read = re.sub(r"`{3,}\{solution-start\}.*?\{solution-end\}", "", text, flags=re.S)
+    read = re.sub(r"```\{code-cell\}.*?\n```", "", read, flags=re.S)
+    (stated,) = re.findall(r"\*\*Time\*\* (\d+) minutes", text)
+    assert abs(int(stated) - len(read.split()) / 130) <= 5
+
+
+@each_notebook
 def test_notebook_is_not_older_than_what_it_uses(name):
     reason = execute.why_stale(FOLDER / f"{name}.md", FOLDER / f"{name}.ipynb")
     assert not reason, f"notebooks/{name}.ipynb: {reason}; {REMEDY}"

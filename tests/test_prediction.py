@@ -116,9 +116,20 @@ class TestFigures:
             points = np.array(sorted(np.concatenate(drawn).tolist()))
             expected = sorted(zip(table[column], table["gap"], strict=True))
             assert points == pytest.approx(np.array(expected))
-        same_rate = [line for line in panels[0].lines if line.get_label().startswith("0.1,")]
-        assert len({line.get_color() for line in same_rate}) == 1
-        assert len({line.get_marker() for line in same_rate}) == 2
+        looks = {(line.get_color(), line.get_marker()) for line in panels[0].lines}
+        assert len(looks) == 4
+        (legend,) = figure.legends
+        rates, widths = (sorted(set(table[name].tolist())) for name in ("lr", "width"))
+        for line in panels[0].lines:
+            x, y = line.get_xydata()[0]
+            first = (table["lambda_max"] == x) & (table["gap"] == y)
+            nth = rates.index(table["lr"][first][0]), widths.index(table["width"][first][0])
+            assert legend.legend_handles[nth[0]].get_color() == line.get_color()
+            assert legend.legend_handles[2 + nth[1]].get_marker() == line.get_marker()
+        assert [text.get_text() for text in legend.get_texts()] == [
+            *(f"learning rate {rate:g}" for rate in rates),
+            *(f"width {width:g}" for width in widths),
+        ]
 
     def test_pairs_are_solid_where_the_orders_agree(self, table):
         figure = prediction.pairs(table, "lambda_max", label="sharpness")
@@ -145,7 +156,9 @@ class TestFigures:
 
     def test_forest_has_the_baselines_below_and_squares(self):
         effects = {"m": Interval(0.5, 0.4, 0.6, 9), "width": Interval(-0.25, -0.3, -0.2, 9)}
-        figure = prediction.forest({"live": effects, "MNIST": effects}, threshold=0.2, last=1)
+        figure = prediction.forest(
+            {"live": effects, "MNIST": effects}, thresholds=(-0.2, 0.2), last=1
+        )
         assert [axis.get_title() for axis in figure.axes] == ["live", "MNIST"]
         axis = figure.axes[0]
         assert [label.get_text() for label in axis.get_yticklabels()] == ["width", "m"]

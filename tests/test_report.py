@@ -117,7 +117,7 @@ def test_headline_takes_every_number_from_the_records(root):
     assert numbers["ll_reported_flat_lambda"] == "246.19"
     assert numbers["ll_low_rate_factor"] == "15 [13, 18]"
     assert numbers["ll_flat_fall"] == "0.35 [0.25, 0.45]"
-    assert numbers["ll_sweep_runs"] == "0 of 336"
+    assert numbers["ll_sweep_runs"] == "0 of 288"
     assert all(isinstance(text, str) and text for text in numbers.values())
 
 

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from losslandscape.lab import studies
-from losslandscape.report import claims, falsifiers, ledger, rules, sweep, sweep_claims
+from losslandscape.report import afterwards, claims, falsifiers, ledger, rules, sweep, sweep_claims
 from losslandscape.report.falsifiers import f1, f2, f3, f4, f5, f6, falsify
 from losslandscape.report.rules import Evidence
 from losslandscape.report.statistics import Interval
@@ -52,10 +52,6 @@ def design(levels=LEVELS, **columns):
     factors = dict(zip((*AXES, "seed"), cells.T, strict=True))
     optimizer = np.full(len(cells), "sgd")
     return Sweep({"optimizer": optimizer, **factors, **columns}, asked=len(cells))
-
-
-def only(table, keep):
-    return replace(table, columns={name: column[keep] for name, column in table.columns.items()})
 
 
 RUNS, SMALL_RUNS = len(design()), len(design(SMALL))
@@ -188,7 +184,7 @@ class TestPsi:
     @settings(max_examples=40, deadline=None)
     def test_it_is_the_definition_with_runs_missing(self, m, t, keep):
         keep[[0, 2, 4, 8, 16]] = True  # one pair at least for each axis
-        table = only(design(SMALL), keep)
+        table = design(SMALL).only(keep)
         for axis in AXES:
             taus = slow_psi(table, axis, m[keep], t[keep])
             found = axis_pairs(table, axis)
@@ -258,7 +254,7 @@ class TestPsi:
         for axis in AXES:
             found = axis_pairs(table, axis).psi_in(weights, m, t)
             for sample, value in zip(weights, found, strict=True):
-                taus = slow_psi(only(table, sample > 0), axis, m[sample > 0], t[sample > 0])
+                taus = slow_psi(table.only(sample > 0), axis, m[sample > 0], t[sample > 0])
                 # In a group of two, copies of a run change nothing.
                 assert value == pytest.approx(np.mean([*taus.values()]) if taus else 0)
 
@@ -910,19 +906,22 @@ class TestJudges:
     def test_other_bootstraps_stand_beside(self, monkeypatch):
         """At an end of an interval that lies on the threshold, other draws give another word."""
         monkeypatch.setattr(sweep_claims, "OTHER_DRAWS", 3)
-        seen = []
+        seen, said = [], {0: "holds", 1: "holds"}
 
         def rule(arms):
             draws = arms["clean"].draws
             seen.append(draws)
-            word = "holds" if draws < 2 else "untestable here"
-            return word, f"by draws {draws}", {"power": lambda: 0.5 + draws}
+            return said.get(draws, "untestable here"), f"({draws})", {"power": lambda: 0.5 + draws}
 
+        name = "same verdict by 3 other bootstraps"
         verdict = sweep_claims.decide("C5", MadeUp(), rule, ("clean",))
         assert seen == [0, 1, 2, 3]
-        assert str(verdict) == "holds by draws 0"
+        assert str(verdict) == "holds (0)"
         assert verdict.effects["power"] == 0.5, "simulated once, for the verdict itself"
-        assert verdict.effects["same word by 3 other bootstraps"] == 1
+        assert verdict.effects[name] == 1, "what would settle an open question may differ"
+        said |= dict.fromkeys(range(4), "holds if")
+        verdict = sweep_claims.decide("C5", MadeUp(), rule, ("clean",))
+        assert verdict.effects[name] == 0, "under another condition it is another verdict"
 
     def test_draws_move_the_ends_and_not_the_middle(self):
         table = load_sweep(MadeUp(Truth(gap=follows("lam"))), "clean")
@@ -1236,3 +1235,101 @@ class TestFalsifiers:
         names = [outcome.falsifier for outcome in found]
         assert names == ["F1", "F1", "F2", "F2", "F3", "F3", "F5", "F5", "F6"]
         assert str(found[0]).startswith("F1, clean arm: rejected tau(lambda, gap given ln L_S) = ")
+
+
+class TestAfterwards:
+    """Looks that decide nothing, on made-up arms whose answers are known."""
+
+    def arm(self, seed=0, **columns):
+        rng = np.random.default_rng(seed)
+        table = design()
+        gap = np.exp(np.log(table["lr"]) - 0.3 * np.log(table["width"])) * 0.2
+        made = {
+            "gap": gap,
+            "gap_error": gap**2,
+            "adaptive_lambda_max": rng.normal(size=RUNS),
+            "adaptive_trace": rng.normal(size=RUNS),
+            "input_jacobian": rng.normal(size=RUNS),
+            "lambda_max": np.abs(rng.normal(size=RUNS)) + 0.1,
+            "lambda_min": np.zeros(RUNS),
+            "train_loss": np.full(RUNS, 0.01),
+            "polish_fall": np.zeros(RUNS),
+            "polish_log_ratio": np.zeros(RUNS),
+        }
+        return replace(table, columns={**table.columns, **made, **columns})
+
+    def test_the_score_of_the_settings_is_the_gap_that_they_decide(self):
+        one, two = self.arm(0), self.arm(1)
+        score = afterwards.settings_score(one, two)
+        assert score == pytest.approx(np.log(one["gap"]))
+        assert psi_of(one, one["gap"])(score) == pytest.approx(psi_of(one, one["gap"])(one["gap"]))
+
+    def test_the_score_comes_from_the_other_arm_alone(self):
+        one = self.arm(0)
+        turned = self.arm(1, gap=1 / one["gap"])
+        assert afterwards.settings_score(one, turned) == pytest.approx(-np.log(one["gap"]))
+
+    def test_the_score_refuses_what_has_no_logarithm_or_no_level(self):
+        one = self.arm(0)
+        with pytest.raises(ValueError, match="positive gaps, got 0"):
+            afterwards.settings_score(one, self.arm(1, gap=0 * one["gap"]))
+        with pytest.raises(ValueError, match=r"no run of the other arm has lr 0\.24"):
+            afterwards.settings_score(one, self.arm(1).only(one["lr"] < 0.2))
+
+    def test_what_two_measures_share_is_gone_once_one_is_known(self):
+        x = np.random.default_rng(5).normal(size=RUNS)
+        noise = np.random.default_rng(6).normal(size=RUNS)
+        one = self.arm(
+            gap=np.exp(x),
+            gap_error=np.exp(-x),
+            adaptive_lambda_max=x + 0.1 * noise,
+            input_jacobian=x,
+        )
+        found = afterwards.looks(one, self.arm(1))
+        assert abs(found["B5-lambda given input Jacobian"].mean) < 0.1
+        assert found["B5-lambda less input Jacobian"].mean < 0
+        assert found["the same, gap in error"].mean > 0
+        twin = self.arm(gap=np.exp(x + noise), adaptive_lambda_max=x, input_jacobian=noise)
+        found = afterwards.looks(twin, self.arm(1))
+        assert found["B5-lambda given input Jacobian"].low > 0.2
+        assert found["input Jacobian given B5-lambda"].low > 0.2
+
+    def test_runs_are_left_out_where_it_is_said(self):
+        one = self.arm()
+        fast, stuck = one["lr"] == 0.24, one["width"] == 16
+        gap = one["gap"]
+        wrong_if_fast = np.where(fast, 1 / gap, gap)
+        wrong_if_stuck = np.where(stuck, 1 / gap, gap)
+        one = self.arm(
+            lambda_max=wrong_if_fast, adaptive_lambda_max=wrong_if_stuck, polish_fall=1.0 * stuck
+        )
+        found = afterwards.looks(one, self.arm(1))
+        within = one.only(~fast)
+        right = psi_of(within, within["gap"])(within["gap"])
+        assert found["lambda, without the largest learning rate"].mean == pytest.approx(right)
+        assert psi_of(one, gap)(one["lambda_max"]) < right - 0.1
+        within = one.only(~stuck)
+        right = psi_of(within, within["gap"])(within["gap"])
+        assert found["B5-lambda, runs that pass the gate"].mean == pytest.approx(right)
+
+    def test_runs_of_the_same_settings(self):
+        table = design(SMALL)
+        m = np.where(table["seed"] == 0, 1.0, 2.0)
+        t = np.where(table.cell < 5, m, -m)
+        t[table.cell == 0] = 1.0  # a tie
+        assert afterwards.same_settings(table, m, t) == (4, 15)
+        kept = np.arange(SMALL_RUNS) < SMALL_RUNS - 1
+        alone = table.only(kept), m[kept], t[kept]
+        assert afterwards.same_settings(*alone) == (4, 14), "a run by itself is no pair"
+
+    def test_combinations_of_settings_count_for_the_recipe(self):
+        """Batch and learning rate that act only together: nothing to their main effects."""
+        table = design()
+        signs = np.sign(table["lr"] - 0.09) * np.sign(table["batch_size"] - 32)
+        y = signs + 0.3 * np.random.default_rng(0).normal(size=RUNS)
+        found = afterwards.combined_shares(table, y)
+        assert found["recipe"].low > 0.7
+        assert found["width and run seed"].high < 0.1
+        factors, strategy = sweep_claims.strategy_of(table)
+        apart = omega_squared(y, factors, strategy, cell=table.cell)
+        assert apart.mean < found["recipe"].mean - 0.1

@@ -8,12 +8,14 @@ from statistics import median
 
 import losslandscape
 from losslandscape.lab import records
-from losslandscape.lab.studies import find_study
+from losslandscape.lab.experiments.validation import ARMS
 from losslandscape.report import ledger
-from losslandscape.report.rules import Verdict
+from losslandscape.report.rules import Evidence, Verdict
+from losslandscape.report.sweep import load_sweep
+from losslandscape.report.sweep_claims import C5_LEVEL
 from losslandscape.report.tables import recorded, reported, show, show_spread, span
 
-STUDY, SWEEP = "three_configurations", "validation_sweep"
+STUDY = "three_configurations"
 SHORT = {"sharp": "Sharp_SGD_HighLR", "flat": "Flat_SGD_LowLR", "adam": "Adam_Default"}
 
 
@@ -63,8 +65,11 @@ def headline(root: Path | None = None) -> dict[str, str]:
 
 
 def _sweep(root: Path | None, verdict: Verdict) -> dict[str, str]:
-    """How many runs of the sweep there are, and what it says of sharpness and gap."""
-    there, asked = len(records.load_study(SWEEP, root)), len(find_study(SWEEP).runs())
+    """How many networks of SGD the sweep rests on, and what it says of sharpness and gap."""
+    evidence = Evidence(root)
+    arms = [load_sweep(evidence, arm) for arm in ARMS]
+    asked = sum(arm.asked for arm in arms)
+    there = asked - sum(arm.missing for arm in arms)
     shown = {
         (measure, arm): str(verdict.effects[name])
         for measure in ("lambda", "B5-lambda")
@@ -80,11 +85,12 @@ def _sweep(root: Path | None, verdict: Verdict) -> dict[str, str]:
         said = (
             "The rank correlation Ψ of sharpness with the gap, among networks that differ in one "
             f"factor only and on a scale from -1 to 1, is {raw} for λ_max; for normalised "
-            f"sharpness it is {relative} (98.75 % intervals, for four effects)."
+            f"sharpness it is {relative} ({100 * C5_LEVEL:g} % intervals, so that all four hold at "
+            "once with 95 % or more)."
         )
     elif there == asked:
         said = f"The rule gives no numbers {verdict.condition}."
     else:
         said = "Nothing is computed from them before all runs are in that the test needs."
-    runs = str(asked) if there == asked else f"{there} of {asked}"
+    runs = str(sum(map(len, arms))) if there == asked else f"{there} of {asked}"
     return {"ll_sweep_runs": runs, "ll_sweep_said": said}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from typing import Any
 
@@ -95,6 +95,10 @@ class Sweep:
     def cell(self) -> Array:
         """``(N,)`` number of the cell of each run: all factors but the run seed."""
         return _codes(self["optimizer"], *(self[axis] for axis in AXES))
+
+    def only(self, kept: Array) -> Sweep:
+        """The runs for which ``kept``, ``(N,)`` bool, is true."""
+        return replace(self, columns={name: column[kept] for name, column in self.columns.items()})
 
     def uncertified(self, name: str, tol: float = 1e-3) -> int:
         """How many runs have an eigenvalue whose residual is above ``tol`` times its size."""
@@ -309,7 +313,8 @@ def tau_change(
 
 def _interval(observed: float, draws: Array, level: float, count: int) -> Interval:
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(observed, float(low), float(high), count)
+    # Rounding must not carry an end of nought to one side of it: rules compare ends with 0.
+    return Interval(*(round(float(x), 12) + 0.0 for x in (observed, low, high)), count)
 
 
 # The granulated coefficient

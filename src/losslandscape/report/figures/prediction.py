@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from losslandscape.lab.experiments.validation import SweepRecipe
@@ -149,35 +151,37 @@ def clouds(arms: Mapping[str, Sweep], measures: Mapping[str, str]) -> Figure:
         measures: What is said of a measure -> its column.
     """
     figure, axes = panels(len(measures), len(arms), height=5.4, squeeze=False)
+    rates, widths = (
+        sorted({level for sweep in arms.values() for level in sweep[name].tolist()})
+        for name in ("lr", "width")
+    )
+    colors = {rate: _SHADES(0.85 * nth / max(len(rates) - 1, 1)) for nth, rate in enumerate(rates)}
+    markers = dict(zip(widths, "v^o", strict=False))
     for row, (words, column) in zip(axes, measures.items(), strict=True):
         for axis, (arm, sweep) in zip(row, arms.items(), strict=True):
-            rates, widths = (sorted(set(sweep[name])) for name in ("lr", "width"))
-            for nth, rate in enumerate(rates):
-                color = _SHADES(0.85 * nth / max(len(rates) - 1, 1))
-                for width, marker in zip(widths, "v^o", strict=False):
-                    chosen = (sweep["lr"] == rate) & (sweep["width"] == width)
-                    axis.plot(
-                        sweep[column][chosen],
-                        sweep["gap"][chosen],
-                        marker,
-                        color=color,
-                        markersize=3.5,
-                        label=f"{rate:g}, width {width:g}",
-                    )
+            for (rate, color), (width, marker) in product(colors.items(), markers.items()):
+                chosen = (sweep["lr"] == rate) & (sweep["width"] == width)
+                points = (sweep[column][chosen], sweep["gap"][chosen])
+                axis.plot(*points, marker, color=color, markersize=3.5)
             _log_axis(axis)
             axis.set_title(arm, fontsize=9)
             axis.set_xlabel(words, fontsize=9)
         row[0].set_ylabel("gap, nats")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    place: Any = {"loc": "outside upper center", "ncols": 4, "handlelength": 0.8}
+    keys = {
+        **{f"learning rate {rate:g}": {"color": color, "lw": 3} for rate, color in colors.items()},
+        **{
+            f"width {width:g}": {"color": "0.3", "marker": marker, "lw": 0}
+            for width, marker in markers.items()
+        },
+    }
     figure.legend(
-        handles,
-        labels,
-        title="learning rate",
+        [Line2D([], [], **look) for look in keys.values()],
+        list(keys),
+        loc="outside upper center",
+        ncols=4,
         fontsize=7.5,
-        title_fontsize=8,
         frameon=False,
-        **place,
+        handlelength=1.2,
     )
     return figure
 
@@ -226,12 +230,14 @@ def power_curves(curves: Mapping[str, Sequence[Power]]) -> Figure:
     return figure
 
 
-def forest(effects: Mapping[str, Mapping[str, Interval]], *, threshold: float, last: int) -> Figure:
+def forest(
+    effects: Mapping[str, Mapping[str, Interval]], *, thresholds: Sequence[float], last: int
+) -> Figure:
     """Psi of each measure with its interval, one panel for each set of runs.
 
     Args:
         effects: Per panel the effects by measure, the same measures in each.
-        threshold: Of rule I, drawn dotted.
+        thresholds: Drawn dotted.
         last: So many at the end are baselines, drawn in another look.
     """
     names = list(next(iter(effects.values())))
@@ -247,7 +253,8 @@ def forest(effects: Mapping[str, Mapping[str, Interval]], *, threshold: float, l
             )
             axis.plot(effect.mean, place, look["marker"], color=look["color"])
         axis.axvline(0, color="0.3", linewidth=0.8)
-        axis.axvline(threshold, **REFERENCE)
+        for threshold in thresholds:
+            axis.axvline(threshold, **REFERENCE)
         axis.set_title(title, fontsize=9)
         axis.set_xlim(-1.05, 1.05)
         axis.set_xticks([-1, -0.5, 0, 0.5, 1], labels=["-1", "-.5", "0", ".5", "1"])
