@@ -201,6 +201,22 @@ def test_a_shuffling_loader_defines_one_matrix():
     assert torch.equal(H @ v, H @ v)
 
 
+def test_a_loss_that_is_a_weight_itself():
+    """It has no function in the graph; its Hessian is zero."""
+
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.level = nn.Parameter(torch.tensor(2.0))
+
+        def forward(self, inputs):
+            return self.level
+
+    model, batch = Constant(), (torch.zeros(3, 1), torch.zeros(3, 1))
+    op = HessianOperator(model, lambda outputs, targets: outputs, batch)
+    assert (op @ torch.ones(1)).tolist() == [0.0]
+
+
 def test_a_generator_may_be_read_once():
     x, y = classification()
     once = HessianOperator(

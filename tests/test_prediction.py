@@ -110,7 +110,8 @@ class TestFigures:
         figure = prediction.clouds({"one": table, "other": table}, measures)
         panels = figure.axes
         assert len(panels) == 4
-        for axis, column in zip(panels, ("lambda_max", "lambda_max", "train_loss"), strict=False):
+        columns = ("lambda_max", "lambda_max", "train_loss", "train_loss")
+        for axis, column in zip(panels, columns, strict=True):
             drawn = [line.get_xydata() for line in axis.lines]
             assert len(drawn) == 4, "learning rates x widths"
             points = np.array(sorted(np.concatenate(drawn).tolist()))

@@ -6,13 +6,16 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from losslandscape.lab import records
 from losslandscape.lab.records import Record
 from losslandscape.report import figures, headline, picture, tables
+from losslandscape.report.rules import Verdict
 from losslandscape.report.statistics import predict_run
+from losslandscape.report.sweep import Sweep
 
 BOOK = Path(__file__).parent.parent / "book"
 NAMES = list(figures.style.CONFIGURATIONS)
@@ -121,12 +124,21 @@ def test_headline_takes_every_number_from_the_records(root):
     assert all(isinstance(text, str) and text for text in numbers.values())
 
 
-def test_headline_of_the_sweep_says_which_effect_is_which(root):
+def test_headline_of_the_sweep_says_which_effect_is_which(root, monkeypatch):
     path = root.parent / "verdicts.json"
     content = records.read(path)
     content["verdicts"]["C5"]["effects"] = {}
     records.write(content, path)
     assert headline.headline(root)["ll_sweep_said"].startswith("Nothing is computed")
+    without = Verdict(
+        "C5", "untestable here", "(the residual of lambda_max of 1 runs is too large)"
+    )
+    monkeypatch.setattr(headline, "load_sweep", lambda *_: Sweep({"seed": np.zeros(3)}, asked=3))
+    found = headline._sweep(root, without)
+    assert found["ll_sweep_runs"] == "6"
+    assert found["ll_sweep_said"] == f"The rule gives no numbers {without.condition}."
+    stale = headline._sweep(root, Verdict("C5", "waits", "for 1 of 6 runs"))
+    assert stale["ll_sweep_said"].startswith("Nothing is computed")
     content["verdicts"]["C5"]["effects"] = {
         f"Psi({measure}, gap), {arm} arm": {"mean": mean, "low": -1.0, "high": 1.0, "count": 72}
         for (measure, arm), mean in zip(

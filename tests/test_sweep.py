@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import defaultdict
 from dataclasses import replace
 from itertools import product
@@ -574,7 +575,7 @@ CELLS = studies.find_study("validation_sweep").recipes
 @pytest.fixture
 def few_draws(monkeypatch):
     """Words do not need 2 000 draws."""
-    for function in (granulated, tau_interval, tau_change, omega_squared):
+    for function in (granulated, psi_interval_of, tau_interval, tau_change, omega_squared):
         monkeypatch.setitem(function.__kwdefaults__, "resamples", 400)
     monkeypatch.setattr(sweep_claims, "SIMULATIONS", 10)
     monkeypatch.setattr(sweep_claims, "POWER_RESAMPLES", 50)
@@ -746,7 +747,11 @@ class TestTable:
         evidence = MadeUp().change(FIRST, 0, lambda_max=eigenvalue(1.0, residual=2e-3))
         verdict = claims.judge("C29", evidence)
         assert str(verdict) == "untestable here (the residual of lambda_max of 1 runs is too large)"
-        assert claims.judge("C33", evidence).word != "untestable here (the residual"
+        assert "residual" not in str(claims.judge("C33", evidence))
+        evidence = MadeUp().change(FIRST, 0, adaptive_lambda_max=eigenvalue(1.0, residual=2e-2))
+        words = "untestable here (the residual of adaptive_lambda_max of 1 runs is too large)"
+        assert str(claims.judge("C33", evidence)) == words
+        assert "residual" not in str(claims.judge("C29", evidence))
 
     def test_a_summary_of_all_measures(self):
         table = load_sweep(MadeUp(Truth(gap=follows("lam"))), "clean")
@@ -994,13 +999,18 @@ class TestJudges:
             (0.5, 0.4, "refuted"),
             (1.1, 1.1, "not supported"),
             (0.5, 1.1, "untestable here (the effects differ)"),
-            (1.5, 1.5, "untestable here (about"),
+            (
+                1.5,
+                1.5,
+                "untestable here (about [0-9]+ instead of 10 pairs of runs would settle it)",
+            ),
         ],
     )
     def test_c35(self, normalised, residual, words):
         runs = self.variants({"plain": 1.0, "bn": 1 / normalised, "residual": 1 / residual})
         verdict = claims.judge("C35", recorded(architecture=runs))
-        assert str(verdict).startswith(words), verdict.effects
+        pattern = words.replace("(", r"\(").replace(")", r"\)")
+        assert re.fullmatch(pattern, str(verdict)), verdict.effects
 
     def test_c35_needs_every_run_at_the_common_loss(self):
         runs = self.variants({"plain": 1.0, "bn": 0.5, "residual": 0.5})
@@ -1049,19 +1059,36 @@ class TestJudges:
 
     def test_the_runs_to_settle_shrink_the_interval_to_the_threshold(self):
         effects = {"a": Interval(0.3, 0.1, 0.5, 72), "b": Interval(0.25, 0.1, 0.4, 72)}
-        word, condition = sweep_claims.one_or_all(effects, 0.2, {}, 144)
+        word, condition = sweep_claims.one_or_all(effects, 0.2, {}, dict.fromkeys(effects, 144))
         assert word == "untestable here"
         assert condition == "(about 1296 instead of 144 runs in an arm would settle it)"
         mixed = {"a": Interval(0.3, 0.1, 0.5, 72), "b": Interval(-0.3, -0.4, -0.2, 72)}
-        _, condition = sweep_claims.one_or_all(mixed, 0.2, {}, 144)
+        _, condition = sweep_claims.one_or_all(mixed, 0.2, {}, dict.fromkeys(mixed, 144))
         needed = "about 576 instead of 144 runs in an arm would settle what is open"
         assert condition == f"({needed})"
         apart = {**mixed, "c": Interval(0.5, 0.4, 0.6, 72)}
-        _, condition = sweep_claims.one_or_all(apart, 0.2, {}, 144)
+        _, condition = sweep_claims.one_or_all(apart, 0.2, {}, dict.fromkeys(apart, 144))
         assert condition == f"(the effects differ; {needed})"
         at_threshold = {"a": Interval(0.2, 0.1, 0.3, 72)}
-        _, condition = sweep_claims.one_or_all(at_threshold, 0.2, {}, 144)
+        _, condition = sweep_claims.one_or_all(
+            at_threshold, 0.2, {}, dict.fromkeys(at_threshold, 144)
+        )
         assert condition == "(no feasible number of runs would settle it)"
+
+    def test_each_open_effect_counts_the_runs_of_its_own_arm(self):
+        effects = {
+            "a, clean arm": Interval(0.3, 0.1, 0.5, 72),
+            "a, noisy arm": Interval(0, -1, 1, 9),
+        }
+        arms = {"clean": range(144), "noisy": range(50)}
+        runs = sweep_claims._runs(arms, effects)
+        assert runs == {"a, clean arm": 144, "a, noisy arm": 50}
+        _, condition = sweep_claims.one_or_all(effects, 0.2, {}, runs)
+        needed = sweep.runs_to_settle(effects["a, noisy arm"], 0.2, 50)
+        assert needed > 576
+        assert (
+            condition == f"(about {math.ceil(needed)} instead of 50 runs in an arm would settle it)"
+        )
 
 
 LONG_RUNS = {rules.FLAT: {seed: {"checkpoints": []} for seed in range(5)}}

@@ -169,7 +169,10 @@ def _call(source: str) -> Any:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        where = f"{error.filename or file}:{error.lineno}"
+        read = error.filename or file
+        if not Path(read).is_file():  # text that the user's code compiles
+            raise
+        where = read if error.lineno is None else f"{read}:{error.lineno}"
         raise click.ClickException(f"{where} is no Python: {error.msg}") from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -622,9 +622,8 @@ def _loss_of_few(objective: MeanLoss, inputs: Tensor, targets: Tensor) -> Tensor
 
 def _functions_of(loss: Tensor) -> list[Any]:
     """The functions of the graph that autograd keeps of a loss."""
-    start: Any = loss.grad_fn
-    found = {start: None}
-    waiting = [start]
+    waiting: list[Any] = [] if loss.grad_fn is None else [loss.grad_fn]  # a weight has none
+    found = dict.fromkeys(waiting)
     while waiting:
         for later, _ in waiting.pop().next_functions:
             if later is not None and later not in found:

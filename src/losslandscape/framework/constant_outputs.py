@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -23,9 +22,9 @@ def loss_and_constant_loss(
 ) -> tuple[float, float] | None:
     """The loss of the outputs and of the best constant outputs, on up to 4,096 examples.
 
-    The search begins at the mean outputs. Where it leaves what the loss takes, such as
-    probabilities, it begins again with shorter steps. None where outputs have no example along
-    their first axis, or no constant ones have a finite loss.
+    The search begins at the mean outputs, by L-BFGS. Where that leaves what the loss takes, such as
+    probabilities, it begins again by gradient steps that stay inside. None where outputs have no
+    example along their first axis, or no constant ones have a finite loss.
     """
     inputs, labels = _spread(data)
     labels = labels.to(next(model.parameters()).device)
@@ -45,10 +44,12 @@ def loss_and_constant_loss(
     with torch.no_grad():
         own = float(loss_of([leaves[i] for i in places]))
         found = [float(loss_of(mean))]
-    for rate in (1.0, 0.1, 0.01):
-        with suppress(RuntimeError, ValueError):
-            found.append(_descend(loss_of, mean, rate))
-            break
+    try:
+        found.append(_by_lbfgs(loss_of, mean))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError):
+        found.append(_by_gradients(loss_of, mean))
     finite = [value for value in found if math.isfinite(value)]
     return (own, min(finite)) if finite else None
 
@@ -71,7 +72,7 @@ def _outputs(model: nn.Module, inputs: Tensor, device: torch.device) -> Outputs 
     return tree_map(join, *(part for part, _ in parts))
 
 
-def _descend(loss_of: Callable[[list[Tensor]], Tensor], start: list[Tensor], rate: float) -> float:
+def _by_lbfgs(loss_of: Callable[[list[Tensor]], Tensor], start: list[Tensor]) -> float:
     """The loss that L-BFGS reaches from these rows.
 
     Raises:
@@ -80,13 +81,57 @@ def _descend(loss_of: Callable[[list[Tensor]], Tensor], start: list[Tensor], rat
     rows = [row.clone().requires_grad_() for row in start]
 
     def closure() -> Tensor:
-        loss = loss_of(rows)
-        for row, slope in zip(rows, derivatives(loss, rows), strict=True):
-            row.grad = slope.detach()
+        loss, slopes = _at(loss_of, rows)
+        for row, slope in zip(rows, slopes, strict=True):
+            row.grad = slope
         return loss
 
-    torch.optim.LBFGS(rows, rate, 50, line_search_fn="strong_wolfe").step(closure)
+    torch.optim.LBFGS(rows, 1.0, 50, line_search_fn="strong_wolfe").step(closure)
     return float(loss_of(rows).detach())
+
+
+def _by_gradients(
+    loss_of: Callable[[list[Tensor]], Tensor], start: list[Tensor], steps: int = 300
+) -> float:
+    """The loss that steps down the gradient reach; one that does not lower it is halved."""
+
+    def inside(rows: list[Tensor]) -> tuple[float, list[Tensor]]:
+        try:
+            value, slopes = _at(loss_of, rows)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError):
+            return math.inf, []
+        return float(value), slopes
+
+    rows, length = start, 1.0
+    value, slopes = inside(rows)
+    for _ in range(steps):
+        norm = float(sum(slope.square().sum() for slope in slopes)) ** 0.5
+        if norm == 0:
+            break
+        trial = [row - length / norm * slope for row, slope in zip(rows, slopes, strict=True)]
+        lower, there = inside(trial)
+        if lower < value:
+            rows, value, slopes, length = trial, lower, there, 2 * length
+        else:
+            length /= 2
+    return value
+
+
+def _at(
+    loss_of: Callable[[list[Tensor]], Tensor], rows: list[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss of these rows and its gradient.
+
+    Raises:
+        ValueError: The loss is not finite.
+    """
+    rows = [row.detach().requires_grad_() for row in rows]
+    loss = loss_of(rows)
+    if not torch.isfinite(loss):
+        raise ValueError(f"the loss of these outputs is {float(loss.detach())}")
+    return loss.detach(), [slope.detach() for slope in derivatives(loss, rows)]
 
 
 def _is_float(leaf: Any) -> bool:

@@ -88,7 +88,7 @@ def _sweep(root: Path | None, verdict: Verdict) -> dict[str, str]:
             f"sharpness it is {relative} ({100 * C5_LEVEL:g} % intervals, so that all four hold at "
             "once with 95 % or more)."
         )
-    elif there == asked:
+    elif there == asked and verdict.word != "waits":
         said = f"The rule gives no numbers {verdict.condition}."
     else:
         said = "Nothing is computed from them before all runs are in that the test needs."

@@ -6,7 +6,7 @@ Importing this module adds its judges to :data:`losslandscape.report.rules.JUDGE
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -92,7 +92,7 @@ def decide(
     }
     if any(loose.values()):
         runs = " and ".join(f"{name} of {count} runs" for name, count in loose.items() if count)
-        return Verdict(claim, "untestable here", f"(the residual of {runs} is too large)")
+        return Verdict(claim, OPEN, f"(the residual of {runs} is too large)")
     word, condition, effects = rule(sweeps)
     effects = {name: effect() if callable(effect) else effect for name, effect in effects.items()}
     again = [
@@ -121,7 +121,11 @@ def _on_sweep(claim: str, *arms: str, **options: Any) -> Callable[[SweepRule], S
 
 
 def one_or_all(
-    effects: Mapping[str, Interval], threshold: float, conditions: Mapping[str, str], runs: int
+    effects: Mapping[str, Interval],
+    threshold: float,
+    conditions: Mapping[str, str],
+    runs: Mapping[str, int],
+    unit: str = "runs in an arm",
 ) -> tuple[str, str]:
     """All hold: holds. Those of one condition hold: holds if that. Else by the interval rule.
 
@@ -129,7 +133,8 @@ def one_or_all(
         effects: The effects.
         threshold: Of rule I.
         conditions: Effect -> the condition under which it, and all others of the condition, holds.
-        runs: The runs behind each effect.
+        runs: The number of runs behind each effect.
+        unit: What is counted there.
     """
     words = {name: interval_rule(effect, threshold) for name, effect in effects.items()}
     groups: dict[str, list[str]] = {}
@@ -141,27 +146,34 @@ def one_or_all(
     if holding:
         return "holds if", " or ".join(holding)
     word = common(list(words.values()))
-    return word, _settled_by(effects, threshold, runs) if word == "untestable here" else ""
+    return word, _settled_by(effects, threshold, runs, unit) if word == OPEN else ""
 
 
-def _settled_by(effects: Mapping[str, Interval], threshold: float, runs: int) -> str:
+def _settled_by(
+    effects: Mapping[str, Interval],
+    threshold: float,
+    runs: Mapping[str, int],
+    unit: str = "runs in an arm",
+) -> str:
     """What would decide the effects that rule I left open, in brackets."""
-    open_effects = [
-        effect for effect in effects.values() if interval_rule(effect, threshold) == OPEN
-    ]
-    if not open_effects:
+    needed = {
+        name: runs_to_settle(effect, threshold, runs[name])
+        for name, effect in effects.items()
+        if interval_rule(effect, threshold) == OPEN
+    }
+    if not needed:
         return "(the effects differ)"
-    needed = max(runs_to_settle(effect, threshold, runs) for effect in open_effects)
     decided = {interval_rule(effect, threshold) for effect in effects.values()} - {OPEN}
-    if len(decided) > 1:
-        return f"(the effects differ; {_needs(needed, runs, 'what is open')})"
-    return f"({_needs(needed, runs, 'what is open' if decided else 'it')})"
+    told = _needs(needed, runs, unit, "what is open" if decided else "it")
+    return f"(the effects differ; {told})" if len(decided) > 1 else f"({told})"
 
 
-def _needs(needed: float, runs: int, what: str) -> str:
-    if needed > 1e5:
+def _needs(needed: Mapping[str, float], runs: Mapping[str, int], unit: str, what: str) -> str:
+    """By the effect that needs most."""
+    name = max(needed, key=lambda name: needed[name])
+    if needed[name] > 1e5:
         return f"no feasible number of runs would settle {what}"
-    return f"about {math.ceil(needed)} instead of {runs} runs in an arm would settle {what}"
+    return f"about {math.ceil(needed[name])} instead of {runs[name]} {unit} would settle {what}"
 
 
 def _powers(
@@ -268,13 +280,18 @@ def c5(arms: Arms) -> Finding:
     conditions = {
         name: f"flatness is measured by {IN_WORDS[name[4:].split(',')[0]]}" for name in effects
     }
-    found = one_or_all(effects, 0.2, conditions, _runs(arms))
+    found = one_or_all(effects, 0.2, conditions, _runs(arms, effects))
     return *found, {**effects, **beside, **_powers(effects, 0.2, tests)}
 
 
-def _runs(arms: Arms) -> int:
-    """Runs of the smallest arm."""
-    return min(len(sweep) for sweep in arms.values())
+def _runs(arms: Arms, effects: Iterable[str]) -> dict[str, int]:
+    """Runs behind each effect, whose name ends with its arm."""
+    return {
+        name: len(sweep)
+        for name in effects
+        for arm, sweep in arms.items()
+        if name.endswith(f", {arm} arm")
+    }
 
 
 def c28_given_loss(evidence: Evidence, effects: Mapping[str, Any]) -> Verdict:
@@ -288,7 +305,7 @@ def c28_given_loss(evidence: Evidence, effects: Mapping[str, Any]) -> Verdict:
     def rule(arms: Arms) -> Finding:
         columns = {"lambda": "lambda_max"}
         found, tests = _tau_effects(arms, columns, "gap", 0.95)
-        word, condition = one_or_all(found, 0.2, dict.fromkeys(found, ""), _runs(arms))
+        word, condition = one_or_all(found, 0.2, dict.fromkeys(found, ""), _runs(arms, found))
         beside = _axes_beside(arms, columns, "gap")
         return word, condition, {**effects, **found, **beside, **_powers(found, 0.2, tests)}
 
@@ -313,7 +330,8 @@ def c29(arms: Arms) -> Finding:
         name: f"only the {word} is meant"
         for name, word in zip(effects, words.values(), strict=True)
     }
-    return *one_or_all(effects, 0.05, conditions, len(sweep)), {**effects, **beside}
+    runs = dict.fromkeys(effects, len(sweep))
+    return *one_or_all(effects, 0.05, conditions, runs), {**effects, **beside}
 
 
 def _shares(
@@ -387,7 +405,7 @@ def c32(arms: Arms) -> Finding:
         return "holds if", "the parametrisation is fixed", effects_and_power
     first = {before: effects[before]}
     open_word = words[before] == "untestable here"
-    condition = _settled_by(first, 0.2, _runs(arms)) if open_word else ""
+    condition = _settled_by(first, 0.2, _runs(arms, first)) if open_word else ""
     return words[before], condition, effects_and_power
 
 
@@ -417,13 +435,14 @@ def c33(arms: Arms) -> Finding:
             for name in effects
         }
         return "not supported", "", {**everything, **powers}
-    needed = max(
-        runs_to_settle(effect, math.copysign(0.2, effect.mean), len(sweep))
+    needed = {
+        name: runs_to_settle(effect, math.copysign(0.2, effect.mean), len(sweep))
         for name, effect in effects.items()
         if not inside[name]
-    )
+    }
+    runs = dict.fromkeys(needed, len(sweep))
     what = "what is open" if any(inside.values()) else "it"
-    return "untestable here", f"({_needs(needed, len(sweep), what)})", everything
+    return OPEN, f"({_needs(needed, runs, 'runs in an arm', what)})", everything
 
 
 VARIANTS = ("plain", "bn", "residual")
@@ -465,7 +484,8 @@ def c35(evidence: Evidence, seeds: Seeds) -> Finding:
         return "untestable here", f"({short} never came to the common training loss)", effects
     deciding = {name: effects[name] for name in ratios}
     conditions = {name: f"only {words} meant" for name, words in zip(ratios, variants, strict=True)}
-    word, condition = one_or_all(deciding, math.log(1.5), conditions, len(plain))
+    runs = dict.fromkeys(deciding, len(plain))
+    word, condition = one_or_all(deciding, math.log(1.5), conditions, runs, "pairs of runs")
     return word, condition, effects
 
 
@@ -502,7 +522,8 @@ def c36(arms: Arms) -> Finding:
             (effects if block[1] else beside).update(found)
             beside.update(one_by_one)
     conditions = {name: f"only {name.rsplit(' of ', 1)[1]} is meant" for name in effects}
-    return *one_or_all(effects, 0.0, conditions, len(sweep)), {**effects, **beside}
+    runs = dict.fromkeys(effects, len(sweep))
+    return *one_or_all(effects, 0.0, conditions, runs), {**effects, **beside}
 
 
 @_on_sweep("C37", "clean", "noisy")
@@ -511,6 +532,6 @@ def c37(arms: Arms) -> Finding:
     columns = {"lambda": "lambda_max"}
     effects, tests = _tau_effects(arms, columns, "gap", 1 - 0.05 / 2)
     conditions = {name: f"the labels are {arm}" for name, arm in zip(effects, arms, strict=True)}
-    found = one_or_all(effects, 0.2, conditions, _runs(arms))
+    found = one_or_all(effects, 0.2, conditions, _runs(arms, effects))
     beside = _axes_beside(arms, columns, "gap")
     return *found, {**effects, **beside, **_powers(effects, 0.2, tests)}

@@ -149,6 +149,9 @@ def clouds(arms: Mapping[str, Sweep], measures: Mapping[str, str]) -> Figure:
     Args:
         arms: What is said of an arm -> its runs.
         measures: What is said of a measure -> its column.
+
+    Raises:
+        ValueError: There are more than five widths.
     """
     figure, axes = panels(len(measures), len(arms), height=5.4, squeeze=False)
     rates, widths = (
@@ -156,7 +159,9 @@ def clouds(arms: Mapping[str, Sweep], measures: Mapping[str, str]) -> Figure:
         for name in ("lr", "width")
     )
     colors = {rate: _SHADES(0.85 * nth / max(len(rates) - 1, 1)) for nth, rate in enumerate(rates)}
-    markers = dict(zip(widths, "v^o", strict=False))
+    markers = dict(zip(widths, "v^osD", strict=False))
+    if len(markers) < len(widths):
+        raise ValueError(f"there are markers for {len(markers)} widths, not for {len(widths)}")
     for row, (words, column) in zip(axes, measures.items(), strict=True):
         for axis, (arm, sweep) in zip(row, arms.items(), strict=True):
             for (rate, color), (width, marker) in product(colors.items(), markers.items()):
