@@ -314,7 +314,8 @@ def tau_change(
 def _interval(observed: float, draws: Array, level: float, count: int) -> Interval:
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     # Rounding must not carry an end of nought to one side of it: rules compare ends with 0.
-    return Interval(*(round(float(x), 12) + 0.0 for x in (observed, low, high)), count)
+    mean, low, high = (round(float(end), 12) + 0.0 for end in (observed, low, high))
+    return Interval(mean, low, high, count)
 
 
 # The granulated coefficient
