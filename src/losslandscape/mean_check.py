@@ -202,7 +202,7 @@ def _aside(targets: Tensor) -> str:
 def _term(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> float:
     """Mean absolute loss of some single examples; 0 where they have none."""
     size = len(targets)
-    places = torch.linspace(0, size - 1, min(_SINGLE, size)).round().long().tolist()
+    places = evenly_spaced(size, _SINGLE).tolist()
     try:
         values = [
             abs(_value(loss_fn, _cut(outputs, slice(i, i + 1), size), targets[i : i + 1]))
@@ -214,6 +214,15 @@ def _term(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> float:
         return 0.0
     values = [value for value in values if math.isfinite(value)]
     return sum(values) / len(values) if values else 0.0
+
+
+def evenly_spaced(size: int, count: int) -> Tensor:
+    """At most ``count`` of the places 0 to ``size - 1``, from the first to the last.
+
+    >>> evenly_spaced(9, 3), evenly_spaced(2, 3)
+    (tensor([0, 4, 8]), tensor([0, 1]))
+    """
+    return torch.linspace(0, size - 1, min(count, size), dtype=torch.float64).round().long()
 
 
 def call_on_copy(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> Tensor:

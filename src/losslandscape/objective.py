@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from losslandscape.distributed import Ranks
-from losslandscape.mean_check import check_mean_loss
+from losslandscape.mean_check import check_mean_loss, evenly_spaced
 
 LossFunction = Callable[[Any, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -449,7 +449,7 @@ def _trial(batches: list[Batch], step: int, device: torch.device) -> Batch:
     rows = []
     for column in labels.unbind(dim=1):
         rows += _one_of_each(column, _LABELS // labels.shape[1])
-    rows += _spread(torch.arange(len(labels)), _EXAMPLES).tolist()
+    rows += evenly_spaced(len(labels), _EXAMPLES).tolist()
     rows = list(dict.fromkeys(rows))[:_EXAMPLES]
     count = len(rows) - len(rows) % step if len(rows) > step else len(rows)
     picked = [_rows_of(group, torch.tensor([row])) for row in rows[:count]]
@@ -473,13 +473,7 @@ def _one_of_each(labels: Tensor, count: int) -> list[int]:
     first = torch.full((len(values),), len(labels)).scatter_reduce(
         0, group, torch.arange(len(labels)), "amin"
     )
-    return _spread(first, count).tolist()
-
-
-def _spread(rows: Tensor, count: int) -> Tensor:
-    """At most ``count`` of the rows, evenly spaced."""
-    count = min(count, len(rows))
-    return rows[torch.linspace(0, len(rows) - 1, count, dtype=torch.float64).round().long()]
+    return first[evenly_spaced(len(first), count)].tolist()
 
 
 def _rows_of(batches: list[Batch], rows: Tensor) -> list[Batch]:

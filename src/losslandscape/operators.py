@@ -192,14 +192,14 @@ class _MeanLossOperator(CurvatureOperator):
         Raises:
             ValueError: The loss has no derivative, or no second one.
         """
-        for inputs, targets in self.objective.batches[:1]:  # a rank may have none
-            loss = _loss_of_few(self.objective, inputs, targets)
-            functions = _functions_of(loss)
-            doubtful = [node for node in functions if _once_only(node)]
-            if doubtful:
-                _refuse_on_the_way(doubtful, loss, self.objective)
-            return _fused_attention(functions)
-        return ()
+        if not self.objective.batches:  # those of other ranks
+            return ()
+        loss = _loss_of_few(self.objective, *self.objective.batches[0])
+        functions = _functions_of(loss)
+        doubtful = [node for node in functions if _once_only(node)]
+        if doubtful:
+            _refuse_on_the_way(doubtful, loss, self.objective)
+        return _fused_attention(functions)
 
     def _share(self, inputs: Tensor, targets: Tensor, weight: float) -> Share:
         """Build the graph of one chunk and return its share of a product, times ``weight``."""

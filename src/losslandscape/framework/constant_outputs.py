@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from losslandscape.mean_check import Outputs, call_on_copy, first_axis, join
+from losslandscape.mean_check import Outputs, call_on_copy, evenly_spaced, first_axis, join
 from losslandscape.objective import Batch, LossFunction, derivatives
 
 # So many examples, evenly spread over the data, tell the loss well enough.
@@ -26,7 +26,8 @@ def loss_and_constant_loss(
     probabilities, it begins again by gradient steps that stay inside. None where outputs have no
     example along their first axis, or no constant ones have a finite loss.
     """
-    inputs, labels = _spread(data)
+    some = evenly_spaced(len(data[1]), _EXAMPLES)
+    inputs, labels = (part[some.to(part.device)] for part in data)
     labels = labels.to(next(model.parameters()).device)
     outputs = _outputs(model, inputs, labels.device)
     if outputs is None:
@@ -52,15 +53,6 @@ def loss_and_constant_loss(
         found.append(_by_gradients(loss_of, mean))
     finite = [value for value in found if math.isfinite(value)]
     return (own, min(finite)) if finite else None
-
-
-def _spread(data: Batch) -> Batch:
-    """Some of the examples, from first to last."""
-    count = len(data[1])
-    places = torch.linspace(0, count - 1, min(_EXAMPLES, count), dtype=torch.float64)
-    rows = places.round().long()
-    inputs, labels = (part[rows.to(part.device)] for part in data)
-    return inputs, labels
 
 
 def _outputs(model: nn.Module, inputs: Tensor, device: torch.device) -> Outputs | None:

@@ -12,7 +12,7 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
-from losslandscape.mean_check import call_on_copy
+from losslandscape.mean_check import call_on_copy, evenly_spaced
 from losslandscape.objective import Batch, LossFunction, MeanLoss, untouched
 from losslandscape.operators import HessianOperator
 
@@ -130,8 +130,7 @@ def subset_of(data: Batch, count: int, seed: int) -> Batch:
     order = torch.randperm(len(targets), generator=generator)
     if targets.ndim == 1 and not targets.is_floating_point():
         order = order[torch.argsort(targets.cpu()[order], stable=True)]
-    places = torch.linspace(0, len(targets) - 1, count, dtype=torch.float64).round().long()
-    chosen = order[places][torch.randperm(count, generator=generator)]
+    chosen = order[evenly_spaced(len(targets), count)][torch.randperm(count, generator=generator)]
     return inputs[chosen.to(inputs.device)], targets[chosen.to(targets.device)]
 
 

@@ -14,6 +14,7 @@ from losslandscape.report.falsifiers import gate
 from losslandscape.report.statistics import Interval
 from losslandscape.report.sweep import (
     AXES,
+    RECIPE,
     Array,
     Sweep,
     granulated,
@@ -103,7 +104,7 @@ def combined_shares(sweep: Sweep, y: Array) -> dict[str, Interval]:
 
     C36 is judged by main effects, which leave what the settings do in combination to the rest.
     """
-    recipe = ("optimizer", *AXES[:3])
+    recipe = ("optimizer", *RECIPE)
     names = zip(*(sweep[name].tolist() for name in recipe), strict=True)
     factors = {
         "recipe": np.array([str(name) for name in names]),

@@ -32,6 +32,7 @@ AXIS_NAMES = {
     "width": "width",
 }
 AXES = tuple(AXIS_NAMES)
+RECIPE = ("lr", "batch_size", "weight_decay")  # all axes but the width
 RESAMPLES = 2000
 MEASURES = {
     "lambda": "lambda_max",
@@ -142,7 +143,7 @@ def sweep_of(
         if not results["reached"]:
             left_out.append(f"{recipe.name} seed {seed}: {results['reason']}")
             continue
-        factors = {axis: getattr(recipe, axis) for axis in AXES[:3]}
+        factors = {axis: getattr(recipe, axis) for axis in RECIPE}
         factors |= {"optimizer": recipe.optimizer, "width": recipe.channels[0], "seed": seed}
         factors["random"] = _random(f"{recipe.name} seed {seed}")
         rows.append({**factors, **dict(_flat(results))})

@@ -28,8 +28,10 @@ from losslandscape.report.statistics import Interval, t_interval
 from losslandscape.report.sweep import (
     AXES,
     AXIS_NAMES,
+    RECIPE,
     STUDY,
     Array,
+    Power,
     Sweep,
     given_sharpness,
     granulated,
@@ -47,7 +49,10 @@ from losslandscape.report.sweep import (
 Arms = Mapping[str, Sweep]
 # Effects of a rule: a callable stands for a simulated power, which the verdict does not need.
 SweepRule = Callable[[Arms], Finding]
-Test = tuple[Callable[[Array], float], Callable[[Array], Interval], Array, Array, Array]
+# What a power is simulated from, made only if it is asked for.
+Test = Callable[
+    [], tuple[Callable[[Array], float], Callable[[Array], Interval], Array, Array, Array]
+]
 NAMES = {"lambda_max": "lambda", "adaptive_lambda_max": "B5-lambda"}
 IN_WORDS = {"lambda": "lambda", "B5-lambda": "normalised sharpness"}
 # Relative residuals: registered for lambda at end points; that of B5-lambda is ours.
@@ -183,33 +188,39 @@ def _powers(
 ) -> dict[str, Any]:
     """The simulated power beside every effect that rule I does not support."""
     return {
-        f"power, {name}": partial(power, *tests[name], threshold=threshold, simulations=SIMULATIONS)
+        f"power, {name}": partial(_power, tests[name], threshold)
         for name, effect in effects.items()
         if interval_rule(effect, threshold) in ("not supported", "refuted")
     }
 
 
+def _power(test: Test, threshold: float) -> Power:
+    return power(*test(), threshold=threshold, simulations=SIMULATIONS)
+
+
 def _psi_test(sweep: Sweep, m: Array, t: Array, level: float) -> Test:
     """What :func:`~losslandscape.report.sweep.power` needs for Psi(m, t)."""
 
-    interval = psi_interval_of(sweep, t, level=level, resamples=POWER_RESAMPLES)
-    return psi_of(sweep, t), interval, m, t, sweep.cell
+    def test() -> Any:
+        interval = psi_interval_of(sweep, t, level=level, resamples=POWER_RESAMPLES)
+        return psi_of(sweep, t), interval, m, t, sweep.cell
+
+    return test
 
 
 def _tau_test(sweep: Sweep, m: Array, t: Array, level: float) -> Test:
     """The same for tau(m, t given ln L_S), from the residuals on ln L_S."""
-    left = rank_residuals(t, sweep["train_loss"])
 
-    def interval(m: Array) -> Interval:
-        return tau_interval(sweep, m, left, level=level, resamples=POWER_RESAMPLES)
+    def test() -> Any:
+        m_left, t_left = (rank_residuals(x, sweep["train_loss"]) for x in (m, t))
+        options: Any = {"level": level, "resamples": POWER_RESAMPLES}
+        return (
+            lambda m: kendall_tau(m, t_left),
+            lambda m: tau_interval(sweep, m, t_left, **options),
+            *(m_left, t_left, sweep.cell),
+        )
 
-    return (
-        lambda m: kendall_tau(m, left),
-        interval,
-        rank_residuals(m, sweep["train_loss"]),
-        left,
-        sweep.cell,
-    )
+    return test
 
 
 def _psi_effects(
@@ -230,7 +241,7 @@ def _psi_effects(
             name = f"Psi({NAMES[column]}, gap), {arm} arm"
             found = granulated(sweep, sweep[column], sweep["gap"], level=level)
             effects[name], beside[f"{name}, over groups"] = found.psi, found.over_groups
-            within = psi_interval_of(sweep, sweep["gap"], axes=AXES[:3], level=level)
+            within = psi_interval_of(sweep, sweep["gap"], axes=RECIPE, level=level)
             beside[f"{name}, width left out"] = within(sweep[column])
             tests[name] = _psi_test(sweep, sweep[column], sweep["gap"], level)
     return effects, tests, beside
@@ -418,7 +429,7 @@ def c33(arms: Arms) -> Finding:
     m, t = given_sharpness(sweep)
     found = granulated(sweep, m, t, level=level)
     effects[isotropy], beside[f"{isotropy}, over groups"] = found.psi, found.over_groups
-    within = psi_interval_of(sweep, t, axes=AXES[:3], level=level)
+    within = psi_interval_of(sweep, t, axes=RECIPE, level=level)
     beside[f"{isotropy}, width left out"] = within(m)
     outside = {name: e.low > 0.2 or e.high < -0.2 for name, e in effects.items()}
     inside = {name: e.low > -0.2 and e.high < 0.2 for name, e in effects.items()}
@@ -430,10 +441,7 @@ def c33(arms: Arms) -> Finding:
         return "holds if", f"only {held} is meant", everything
     if all(inside.values()):
         tests[isotropy] = _psi_test(sweep, m, t, level)
-        powers = {
-            f"power, {name}": partial(power, *tests[name], simulations=SIMULATIONS)
-            for name in effects
-        }
+        powers = {f"power, {name}": partial(_power, tests[name], 0.2) for name in effects}
         return "not supported", "", {**everything, **powers}
     needed = {
         name: runs_to_settle(effect, math.copysign(0.2, effect.mean), len(sweep))
@@ -498,7 +506,7 @@ def strategy_of(sweep: Sweep) -> tuple[dict[str, Array], tuple[str, ...]]:
                 for optimizer, level in zip(sweep["optimizer"], sweep[axis], strict=True)
             ]
         )
-        for axis in AXES[:3]
+        for axis in RECIPE
     }
     recipe = {"optimizer": sweep["optimizer"], **nested}
     return {**recipe, "width": sweep["width"], "seed": sweep["seed"]}, tuple(recipe)
