@@ -15,7 +15,7 @@ from test_book_pages import DESK, HTML, PHONE, browser, why_not  # noqa: F401
 
 from losslandscape.lab import records
 from losslandscape.lab.studies import STUDIES
-from losslandscape.report import ledger, registration, rules
+from losslandscape.report import falsifiers, ledger, registration, rules
 from losslandscape.report.figures import ledger as drawing
 from losslandscape.report.live_claims import LIVE, leaves
 from losslandscape.report.rules import WORDS
@@ -273,6 +273,9 @@ class TestPage:
                 assert f"{name}: {ledger.show(value)}" in text
             assert 'class="stub"' in line[0]  # a heading of its row
         assert [html.count(f'id="f{number}"') for number in range(1, 7)] == [1] * 6
+        wholes = re.findall(r"Both arms: <strong>(.*?)</strong>", html)
+        by_arm = [o for entry, o in ledger.load_falsifiers(BOOK) if entry["id"] not in ("F4", "F6")]
+        assert [unescape(whole) for whole in wholes] == [falsifiers.together(o) for o in by_arm]
 
     def test_the_picture_is_described_by_the_data(self, build):
         _, html = build()

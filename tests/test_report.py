@@ -197,3 +197,19 @@ def test_the_picture_knows_what_it_was_drawn_from(root, tmp_path):
 def test_the_committed_picture_is_fresh():
     path = BOOK / "figures" / "landing.png"
     assert picture.is_fresh(path, BOOK / "records"), "run: make notebooks"
+
+
+def test_the_rises_of_single_runs_are_drawn_beside_their_median():
+    eps = np.array([0.01, 0.1])
+    whole = figures.trust_region.RadiusCurves(
+        eps, [3.0, 1.5], [2.0, 0.2], eps, [3.5, 2.0], [3.0, 1.2], (0.02, 0.2)
+    )
+    recorded = replace(whole, sam=None, window=(0.02, None), runs=[[3.0, 2.0], [4.0, 2.5]])
+    above, below = figures.trust_region.radii({"whole": whole, "recorded": recorded}).axes
+    heights = {tuple(line.get_ydata()) for line in below.lines}
+    assert {(3.0, 2.0), (4.0, 2.5), (3.5, 2.0)} <= heights
+    assert "loss, SAM's step" in {line.get_label() for line in above.lines}
+    assert "loss, SAM's step" not in {line.get_label() for line in below.lines}
+    ends = [sorted(line.get_xdata()[0] for line in axis.lines if line.get_linestyle() == "--"
+                   and list(line.get_ydata()) == [0, 1]) for axis in (above, below)]  # fmt: skip
+    assert ends == [[0.02, 0.2], [0.02]]

@@ -20,7 +20,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from losslandscape.lab.records import RecordError
-from losslandscape.report import ledger, registration
+from losslandscape.report import falsifiers, ledger, registration
 
 COLUMNS = ("Claim", "In short", "Verdict", "Measured", "Threshold and evidence")
 MARK = "claims-ledger"
@@ -71,6 +71,9 @@ class Falsifiers(_Ledger):
                 _said(o.word, o.reason if o.word == "waits" else f"{o.subject} {o.reason}".strip())
                 for o in outcomes
             ]
+            if len(outcomes) > 1 and all(o.subject.endswith(" arm") for o in outcomes):
+                whole = nodes.strong(text=falsifiers.together(outcomes))
+                said.insert(0, nodes.paragraph("", "Both arms: ", whole))
             effects = _lines(
                 f"{o.subject}: {effect}, {ledger.show(value)}"
                 for o in outcomes

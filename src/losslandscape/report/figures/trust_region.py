@@ -22,8 +22,9 @@ class RadiusCurves:
         linear: ``(m,)`` slope times radius.
         coarse: ``(k,)`` radii of ``ascent`` and ``sam``.
         ascent: ``(k,)`` rise of the loss by projected gradient ascent.
-        sam: ``(k,)`` rise of the loss after SAM's one step.
-        window: Lower and upper end.
+        sam: ``(k,)`` rise of the loss after SAM's one step; None if it was not taken.
+        window: Lower and upper end; the upper one is None if it is not known.
+        runs: ``(s, k)`` ascents of the single runs whose median ``ascent`` is.
     """
 
     fine: Any  # (m,)
@@ -32,34 +33,40 @@ class RadiusCurves:
     coarse: Any  # (k,)
     ascent: Any  # (k,)
     sam: Any  # (k,)
-    window: tuple[float, float]
+    window: tuple[float, float | None]
+    runs: Any = ()  # (s, k)
 
 
 def radii(curves: Mapping[str, RadiusCurves]) -> Figure:
-    """Five answers to "how far can the loss rise within eps", relative to eq. 4.
+    """Four or five answers to "how far can the loss rise within eps", relative to eq. 4.
 
     Args:
-        curves: Per network.
+        curves: Per network, or per row of several networks.
     """
     figure, axes = panels(len(curves), 1, height=6.6, sharex=True, sharey=True, squeeze=False)
     exact, ascent, sam = ORDERS
     for axis, (name, one) in zip(axes[:, 0], curves.items(), strict=True):
         low, high = one.window
-        axis.axvspan(low, high, color="0.5", alpha=0.15, linewidth=0)
+        if high is not None:
+            axis.axvspan(low, high, color="0.5", alpha=0.15, linewidth=0)
         for end in one.window:
-            axis.axvline(end, color="0.4", linestyle="--", linewidth=0.8)
+            if end is not None:
+                axis.axvline(end, color="0.4", linestyle="--", linewidth=0.8)
         axis.axhline(1, color="0.35", linewidth=2.2, zorder=1, label="eq. 4")
         axis.loglog(one.fine, one.linear, **REFERENCE, label=r"linear, $\epsilon \|g\|$")
         axis.loglog(one.fine, one.exact, color=exact["color"], label="quadratic, exact")
         points = {"linestyle": "", "markersize": 6, "zorder": 3}
+        for run in one.runs:
+            axis.loglog(one.coarse, run, color=ascent["color"], linewidth=0.6, alpha=0.5)
         axis.loglog(
             one.coarse, one.ascent, ascent["marker"], color=ascent["color"], **points,
             label="loss, ascent",
         )  # fmt: skip
-        axis.loglog(
-            one.coarse, one.sam, color=sam["color"], linestyle="--", marker=sam["marker"],
-            markerfacecolor="none", label="loss, SAM's step",
-        )  # fmt: skip
+        if one.sam is not None:
+            axis.loglog(
+                one.coarse, one.sam, color=sam["color"], linestyle="--", marker=sam["marker"],
+                markerfacecolor="none", label="loss, SAM's step",
+            )  # fmt: skip
         axis.annotate(name, (0.03, 0.07), xycoords="axes fraction", weight="bold")
     axes[-1, 0].set_xlabel(r"radius $\epsilon$")
     axes[len(curves) // 2, 0].set_ylabel(
