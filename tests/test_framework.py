@@ -268,7 +268,7 @@ def test_optimisers_without_a_known_limit_say_so():
         torch.optim.Adam(p()): "has not taken a step",
         torch.optim.RMSprop(p()): "no stability limit known for RMSprop",
         torch.optim.SGD(p(), lr=0.1, momentum=0.9, nesterov=True): "Nesterov",
-        torch.optim.SGD(least_squares()[0].parameters(), lr=0.1): "none of the model's parameters",
+        torch.optim.SGD(p(), lr=0.0): "the learning rate is 0 now",
     }.items():
         found = ll.assess(model, mse_loss, data, optimizer=optimizer, **QUICK)
         assert found.stability.ratio is None
@@ -610,6 +610,42 @@ def test_a_loss_of_a_mean_and_a_scale_that_must_be_positive():
         model[0].bias.copy_(torch.tensor([3.0, -4.0]))
     _, found = loss_and_constant_loss(model, likelihood, (X, y))
     assert found == pytest.approx(float(y.std(correction=0).log()) + 0.5, abs=0.02)
+
+
+def test_many_weights_take_few_probes_at_a_time(monkeypatch):
+    X, y = normal(64, 3), normal(64, 1, seed=1)
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1)))
+    whole = ll.assess(model, mse_loss, (X, y), progress=False, rescalings=0, probes=7)
+    monkeypatch.setattr(ll.framework.measures, "_NUMBERS_AT_ONCE", 2 * 26)
+    widths = []
+    product = ll.HessianOperator.__matmul__
+    monkeypatch.setattr(
+        ll.HessianOperator,
+        "__matmul__",
+        lambda op, v: widths.append(v.shape[1] if v.ndim == 2 else 1) or product(op, v),
+    )
+    parts = ll.assess(model, mse_loss, (X, y), progress=False, rescalings=0, probes=7)
+    assert max(widths) == 2
+    for name in ("trace", "adaptive_trace", "isotropy"):
+        one, other = whole.measures[name], parts.measures[name]
+        assert (other.value, other.low, other.high) == pytest.approx((one.value, one.low, one.high))
+    assert parts.products == whole.products
+
+
+def test_what_is_no_optimizer_of_the_model_is_refused_at_once():
+    X, y = normal(64, 3), normal(64, 1, seed=1)
+    model, twin = (nn.Linear(3, 1, dtype=torch.float64) for _ in range(2))
+    own, other = (torch.optim.SGD(m.parameters(), lr=0.1) for m in (model, twin))
+    schedule = torch.optim.lr_scheduler.StepLR(own, 1)
+    for wrong, kind, words in (
+        (schedule, TypeError, r"must be a torch optimizer, got StepLR \(give its .optimizer\)"),
+        (0.1, TypeError, "must be a torch optimizer, got float$"),
+        (other, ValueError, "holds none of the model's parameters: make it from those"),
+    ):
+        with pytest.raises(kind, match=words):
+            ll.assess(model, mse_loss, (X, y), optimizer=wrong, **QUICK)
+    with pytest.raises(TypeError, match="give the optimizer by its name"):
+        ll.assess(model, mse_loss, (X, y), own, **QUICK)
 
 
 class Attention(nn.Module):
@@ -1039,6 +1075,9 @@ def test_the_shell(tmp_path):
     done = run(main, ["compare", f"{file}:fewer", str(out)])
     assert (done.exit_code, type(done.exception)) == (1, SystemExit)
     assert "were measured on different data" in " ".join(done.output.split())
+    done = run(main, ["compare", str(out), str(out), "--seed", "1"])
+    assert done.exit_code == 2
+    assert "--seed changes nothing" in " ".join(done.output.split())
     out.write_text("{}")
     done = run(main, ["compare", str(out), str(out)])
     assert done.exit_code == 1

@@ -89,7 +89,8 @@ def assess(source: str, out: Path | None, **options: Any) -> None:
 
     SOURCE is path/to/file.py:function. The function takes no arguments and returns what
     losslandscape.assess takes: a dict with model, loss_fn, train_data and, where there are any,
-    val_data and optimizer; or a tuple in that order. The file is executed.
+    val_data, optimizer and others, such as probes or thresholds; or a tuple of the first five in
+    that order. The file is executed.
     """
     _write(_assessment(source, options), out)
 
@@ -106,6 +107,9 @@ def compare(a: str, b: str, out: Path | None, **options: Any) -> None:
 
     A and B are path/to/file.py:function as for assess, or files that assess --json wrote.
     """
+    asked = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if asked and a.endswith(".json") and b.endswith(".json"):
+        raise click.UsageError(f"{asked[0]} changes nothing: both networks are measured already")
     sides = [_assessment(source, options) for source in (a, b)]
     try:
         found = compare_assessments(*sides)

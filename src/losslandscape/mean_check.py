@@ -196,7 +196,10 @@ def _aside(targets: Tensor) -> str:
     signed = targets.dtype in (torch.int8, torch.int16, torch.int32, torch.int64)
     if not (signed and bool((targets < 0).any())):
         return ""
-    return " If labels below 0 are left out, take reduction='sum' and divide by len(targets)"
+    return (
+        " If labels below 0 are left out, take reduction='sum' and divide by len(targets) times "
+        "the mean number of labels that an example keeps"
+    )
 
 
 def _term(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> float:
@@ -376,4 +379,7 @@ def _choice(outputs: Any) -> str:
     if isinstance(outputs, (Mapping, tuple, list)) and outputs:
         key = repr(next(iter(outputs))) if isinstance(outputs, Mapping) else "0"
         advice += f", as in lambda outputs, targets: loss(outputs[{key}], targets)"
-    return f" (the model returns a {kind}: {advice})"
+    return (
+        f" (the model returns a {kind}: {advice}; a module around it that returns one tensor lets "
+        "all measures of assess be taken)"
+    )

@@ -364,7 +364,7 @@ def _as_batches(data: Batch | Iterable[Batch]) -> Iterator[Batch]:
             size = f" of {len(item)}" if isinstance(item, (tuple, list)) else ""
             raise ValueError(
                 f"each batch must be a pair (X, y), got {type(item).__name__}{size}: make pairs of "
-                "two tensors in a generator"
+                "two tensors in a list"
             )
         for part in item:
             if not isinstance(part, Tensor):

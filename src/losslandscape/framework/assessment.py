@@ -37,7 +37,7 @@ from losslandscape.framework.hessian_set import (
 )
 from losslandscape.framework.measures import both_ends, eigen_measure, probed, relative_measures
 from losslandscape.framework.orbit import orbit_check
-from losslandscape.framework.stability import decays_of, stability_of
+from losslandscape.framework.stability import check_optimizer, decays_of, stability_of
 from losslandscape.objective import Batch, LossFunction, MeanLoss, check_derivatives, gradient
 
 
@@ -73,10 +73,10 @@ def assess(
     ``comparable``
         None of these; :func:`compare` can set it against another one.
 
-    The caller's model, its mode, gradients, buffers and random state stay as they are: everything
-    happens on copies in ``eval`` mode, so batch normalisation uses its running statistics, dropout
-    is off, and the polish trains with both so; only the stability ratio takes the statistics of
-    batches, as the optimiser did. (A normalisation that was fixed during training is taken so if
+    The caller's model, its mode, gradients, buffers and random state stay as they are; it is run
+    twice, on two examples each, to see what the loss reads. All measurements happen on copies in
+    ``eval`` mode, so batch normalisation uses its running statistics, dropout is off, and the polish trains with both so; only the stability ratio takes the
+    statistics of batches, as the optimiser did. (A normalisation that was fixed during training is taken so if
     its scale and shift are frozen, or if the model comes in the modes of training.)
     Parameters that require no gradient stay fixed.
 
@@ -103,8 +103,10 @@ def assess(
 
     Raises:
         ValueError: As for :class:`~losslandscape.operators.HessianOperator`; arguments out of
-            range; a model that cannot be copied; a loss that reads the weights of ``model``, or
-            what it keeps of its last pass, instead of the outputs it is given.
+            range; a model that cannot be copied; an optimizer of other parameters; a loss that
+            reads the weights of ``model``, or what it keeps of its last pass, instead of the
+            outputs it is given.
+        TypeError: ``optimizer`` is none.
         ArithmeticError: An eigenvalue did not converge, or the products are not symmetric.
 
     Example:
@@ -126,6 +128,10 @@ def assess(
         raise ValueError(f"rescalings must be 0 or more, got {rescalings}")
     if time_budget is not None and not time_budget > 0:
         raise ValueError(f"time_budget must be positive seconds, got {time_budget}")
+    if isinstance(val_data, torch.optim.Optimizer):
+        raise TypeError("val_data comes fourth: give the optimizer by its name, optimizer=")
+    if optimizer is not None:
+        check_optimizer(model, optimizer)
     check_derivatives(model)
     own = copy_of(model)
     whole = MeanLoss(own, loss_fn, train_data, chunk_size=chunk_size)

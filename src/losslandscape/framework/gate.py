@@ -47,7 +47,10 @@ def operator_check(examined: HessianSet, model: nn.Module, seed: int) -> Check:
     size = float(images.norm() * draws.norm())
     error = abs(float(u @ images[:, 1] - v @ images[:, 0])) / size if size else 0.0
     if error > _ASYMMETRY:
-        raise ArithmeticError(f"Hessian products are not symmetric: relative error {error:.2g}")
+        raise ArithmeticError(
+            f"Hessian products are not symmetric: relative error {error:.2g} (autocast or another "
+            "reduced precision in the model? measure in float32 or float64)"
+        )
     text = f"products are symmetric to {error:.1g}"
     if op.replaced:
         text += "; they use plain attention, for the model's fused kernel has no second derivative"

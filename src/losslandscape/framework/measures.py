@@ -27,6 +27,7 @@ from losslandscape.operators import ScaledOperator, weight_scale
 # Relative residuals: of what is compared, and of what only passes a threshold.
 FINE, COARSE = 1e-3, 1e-2
 _BOTTOM_PRODUCTS = 60
+_NUMBERS_AT_ONCE = 2**25  # of probes, some matrices of which are held at a time
 
 
 def top_eigenpair(
@@ -98,23 +99,27 @@ def probed(
     params = select_parameters(model, None)
     size = sum(p.numel() for p in params)
     generator = torch.Generator().manual_seed(seed)
-    signs = 2.0 * torch.randint(2, (size, probes), generator=generator) - 1
-    z = signs.to(params[0])
-    v = z if scale is None else scale[:, None] * z
+    signs = torch.randint(2, (size, probes), generator=generator, dtype=torch.int8)
     sizes = [len(targets) for _, targets in examined.block_data()]
-    image = torch.zeros_like(v)
-    forms = []
-    for op, count in zip(examined.blocks(model), sizes, strict=True):
-        product = op @ v
-        forms.append((v * product).sum(dim=0).double().cpu())
-        image += product * (count / sum(sizes))
-        meter.add(share * probes * count / sum(sizes))
-    if scale is not None:
-        image = scale[:, None] * image
-    samples = contributions(torch.stack(forms), sizes)
+    forms, lengths = [], []
+    for some in signs.split(max(1, _NUMBERS_AT_ONCE // size), dim=1):  # many weights, few probes
+        z = 2 * some.to(params[0]) - 1
+        v = z if scale is None else scale[:, None] * z
+        image = torch.zeros_like(v)
+        of_blocks = []
+        for op, count in zip(examined.blocks(model), sizes, strict=True):
+            product = op @ v
+            of_blocks.append((v * product).sum(dim=0).double().cpu())
+            image += product * (count / sum(sizes))
+            meter.add(share * z.shape[1] * count / sum(sizes))
+        if scale is not None:
+            image = scale[:, None] * image
+        forms.append(torch.stack(of_blocks))
+        lengths.append(image.square().sum(dim=0).double().cpu())
+    samples = contributions(torch.cat(forms, dim=1), sizes)
     prefix = "" if scale is None else "adaptive_"
     found = {f"{prefix}trace": with_interval(f"{prefix}trace", float(samples.mean()), samples)}
-    moments = torch.stack([samples.mean(dim=0), image.square().sum(dim=0).double().cpu()], dim=1)
+    moments = torch.stack([samples.mean(dim=0), torch.cat(lengths)], dim=1)
     ratio = jackknife(moments, lambda m: m[..., 0] ** 2 / m[..., 1])
     found["isotropy"] = ratio_with_interval("isotropy", ratio)
     return found

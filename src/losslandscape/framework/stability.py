@@ -17,6 +17,26 @@ from losslandscape.operators import HessianOperator, ScaledOperator
 from losslandscape.sgd_noise import stability_limit
 
 
+def check_optimizer(model: nn.Module, optimizer: Any) -> None:
+    """Refuse what cannot have trained the model.
+
+    Raises:
+        TypeError: It is no optimiser.
+        ValueError: It holds none of the parameters that are trained.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        inner = " (give its .optimizer)" if hasattr(optimizer, "optimizer") else ""
+        raise TypeError(
+            f"optimizer must be a torch optimizer, got {type(optimizer).__name__}{inner}"
+        )
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in held for p in model.parameters() if p.requires_grad):
+        raise ValueError(
+            "the optimizer holds none of the model's parameters: make it from those of this model, "
+            "then load its state"
+        )
+
+
 def decays_of(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> list[float]:
     """Per trained parameter the ``wd`` of ``(wd/2) |p|^2`` in the objective.
 
@@ -131,7 +151,10 @@ def _step_scale(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Ten
         for p in select_parameters(model, None)
     ]
     if not any(bool(piece.any()) for piece in pieces):
-        raise ValueError("no stability ratio: the optimiser holds none of the model's parameters")
+        raise ValueError(
+            "no stability ratio: the learning rate is 0 now; to ask about another one set 'lr' in "
+            "optimizer.param_groups"
+        )
     limit = stability_limit(1.0, momentum=inertia.pop(), averaged=adam)
     return torch.cat(pieces).sqrt(), limit
 
