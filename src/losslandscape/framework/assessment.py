@@ -75,9 +75,10 @@ def assess(
 
     The caller's model, its mode, gradients, buffers and random state stay as they are; it is run
     twice, on two examples each, to see what the loss reads. All measurements happen on copies in
-    ``eval`` mode, so batch normalisation uses its running statistics, dropout is off, and the polish trains with both so; only the stability ratio takes the
-    statistics of batches, as the optimiser did. (A normalisation that was fixed during training is taken so if
-    its scale and shift are frozen, or if the model comes in the modes of training.)
+    ``eval`` mode, so batch normalisation uses its running statistics, dropout is off, and the
+    polish trains with both so; only the stability ratio takes the statistics of batches, as the
+    optimiser did. (A normalisation that was fixed during training is taken so if its scale and
+    shift are frozen, or if the model comes in the modes of training.)
     Parameters that require no gradient stay fixed.
 
     Args:
