@@ -104,9 +104,12 @@ def polish_checks(
         rate /= 10
     fall = train_loss - after
     passed = fall < allowed
-    verb = f"gains {fall:.4g}" if fall > 0 else "gains nothing"
     said = "less" if passed else "more"
-    text = f"further training {verb} of training loss, {said} than the {allowed:.4g} allowed"
+    text = (
+        f"further training gains {fall:.4g} of training loss, {said} than the {allowed:.4g} allowed"
+    )
+    if fall <= 0:
+        text = f"further training gains nothing: it raises the training loss by {-fall:.4g}"
     checks = [Check("polish", passed, fall, allowed, text)]
     tops = [top_eigenpair(examined.hessian(m), meter, tol=COARSE) for m in (model, polished)]
     before, later = (float(top.values[0]) for top in tops)
