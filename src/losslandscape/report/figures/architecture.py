@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
 from losslandscape.report.architecture import VARIANTS
-from losslandscape.report.figures.style import ORDERS, REFERENCE, legend_above, panels
+from losslandscape.report.figures.style import ORDERS, REFERENCE, legend_above, panels, plain_ticks
 from losslandscape.report.statistics import t_interval
 
 KINDS = {"plain": "plain", "bn": "BN", "residual": "residual", "both": "both"}
@@ -146,9 +146,7 @@ def ratios(
     axis.set_yticks(range(len(labels)), labels=labels, fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("plain / variant (right: the variant is flatter)")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axis.xaxis)
     legend_above(figure, axis)
     return figure
 
@@ -164,6 +162,4 @@ def _plain_numbers(axis: Any) -> None:
     """Numbers like 0.5 on a logarithmic axis, and none between them."""
     low, high = axis.get_ylim()
     subs = (1, 2, 5) if high / low < 300 else (1,)
-    axis.yaxis.set_major_locator(LogLocator(subs=subs))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axis.yaxis, subs)

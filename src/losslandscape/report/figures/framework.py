@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from losslandscape.framework import VOTING, Comparison, Thresholds
-from losslandscape.report.figures.style import ORDERS, REFERENCE, legend_above, panels
+from losslandscape.report.figures.style import ORDERS, REFERENCE, legend_above, panels, plain_ticks
 
 INK, QUIET = "black", "0.45"
 SHORT = {
@@ -192,5 +192,6 @@ def votes(comparisons: Mapping[str, Comparison], limits: Thresholds) -> Figure:
         axis.set_ylim(-0.6, len(VOTING) - 0.4)
         axis.set_title(f"{title}: {found.verdict}", fontsize=8.5, loc="left")
         axis.set_xscale("log")
+        plain_ticks(axis.xaxis)
     axes[-1, 0].set_xlabel("measure of a / measure of b")
     return figure

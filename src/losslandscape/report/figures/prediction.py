@@ -10,10 +10,9 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from losslandscape.lab.experiments.validation import SweepRecipe
-from losslandscape.report.figures.style import ORDERS, REFERENCE, legend_above, panels
+from losslandscape.report.figures.style import ORDERS, REFERENCE, legend_above, panels, plain_ticks
 from losslandscape.report.statistics import Interval
 from losslandscape.report.sweep import (
     AXES,
@@ -272,6 +271,4 @@ def forest(
 def _log_axis(axis: Any) -> None:
     """A logarithmic axis over few powers of ten, with plain numbers."""
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axis.xaxis)

@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from losslandscape.report.figures.style import CONFIGURATIONS, REFERENCE, legend_above, panels
+from losslandscape.report.figures.style import (
+    CONFIGURATIONS,
+    REFERENCE,
+    legend_above,
+    panels,
+    plain_ticks,
+)
 
 DASHES = {"Sharp_SGD_HighLR": "-", "Flat_SGD_LowLR": "--", "Adam_Default": "-."}
 _MOVING: tuple[Any, ...] = (
@@ -57,7 +62,7 @@ def to_balance(steps: Any, curves: Mapping[str, tuple[Any, Any]]) -> Figure:
     for axis in (upper, lower):
         axis.axvline(0, **REFERENCE)
         axis.axvline(1, color="0.3", linewidth=1.2, zorder=0)
-        _plain_numbers(axis)
+        plain_ticks(axis.yaxis)
     upper.set_ylabel(r"$\lambda_{\max}(H)$, nats/weight$^2$")
     lower.set_ylabel(r"$\|w\|^2$")
     lower.set_xlabel("share of the way, on a logarithmic scale of the weights")
@@ -80,16 +85,9 @@ def against_loss(paths: Mapping[str, Mapping[str, Sequence[float]]], measures: A
             look = {**CONFIGURATIONS[configuration], "linestyle": DASHES[configuration]}
             axis.loglog(path["training loss"], path[name], **look)
         axis.set_ylabel(label)
-        _plain_numbers(axis)
+        plain_ticks(axis.yaxis)
     for axis in axes[-1]:
         axis.set_xlabel("training loss, nats")
     axes[0, 0].invert_xaxis()
     legend_above(figure, axes[0, 0])
     return figure
-
-
-def _plain_numbers(axis: Any) -> None:
-    """Numbers like 0.5 on a logarithmic axis of few decades, and none between them."""
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())

@@ -7,9 +7,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from losslandscape.report.figures.style import CONFIGURATIONS, ORDERS, REFERENCE, panels
+from losslandscape.report.figures.style import (
+    CONFIGURATIONS,
+    ORDERS,
+    REFERENCE,
+    panels,
+    plain_ticks,
+)
 
 BAND = {"color": "0.5", "alpha": 0.18, "linewidth": 0}
 
@@ -110,9 +115,7 @@ def slopes(
     lower.set(xlabel=r"curvature $\lambda_k$ (softmax regression)", ylabel=r"variance along $v_k$")
     lower.legend(loc="best", fontsize=9, frameon=False)
     for axis in (upper.xaxis, upper.yaxis, lower.xaxis, lower.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter(NullFormatter())
+        plain_ticks(axis)
     return figure
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import matplotlib.pyplot as plt
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 STYLE: Any = {
     "axes.grid": True,
@@ -66,3 +68,10 @@ def legend_above(figure: Figure, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     place: Any = {"loc": "outside upper center", "ncols": 3, "handlelength": 1.2}
     figure.legend(handles, labels, fontsize=8, frameon=False, **place)
+
+
+def plain_ticks(axis: Axis, subs: tuple[int, ...] = (1, 2, 5)) -> None:
+    """Ticks of a logarithmic axis as plain numbers at ``subs`` times the powers of ten."""
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
