@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -1082,3 +1084,15 @@ def test_the_shell(tmp_path):
     done = run(main, ["compare", str(out), str(out)])
     assert done.exit_code == 1
     assert "this is no assessment" in done.output
+
+
+def test_chapter_16_names_every_measure_by_its_key_and_by_its_words_on_the_card():
+    text = (Path(__file__).parents[1] / "notebooks/16_your_own_model.md").read_text("utf-8")
+    text = text[text.index("| Key |") :].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", text, re.MULTILINE))
+    plain = {key: re.sub(r"\$|\\[lr]vert", " ", words).split() for key, words in rows.items()}
+    said = {
+        key: re.sub(r"\|| w'Gw", " ", words).split()
+        for key, (words, _) in ll.framework.MEASURES.items()
+    }
+    assert plain == said
