@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from statistics import median
 
@@ -58,8 +57,8 @@ def headline(root: Path | None = None) -> dict[str, str]:
         for row in ledger.load((root or records.records_root()).parent)
     }
     effect = verdicts["C23"].effects["low learning rate"]  # of being flatter, on a log scale
-    factor, low, high = (math.exp(-value) for value in (effect.mean, effect.high, effect.low))
-    numbers["ll_low_rate_factor"] = f"{factor:.0f} [{low:.0f}, {high:.0f}]"
+    times = (-effect).exp()
+    numbers["ll_low_rate_factor"] = f"{times.mean:.0f} [{times.low:.0f}, {times.high:.0f}]"
     numbers |= _sweep(root, verdicts["C5"])
     return numbers
 

@@ -28,6 +28,17 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
+    def __neg__(self) -> Interval:
+        return Interval(-self.mean, -self.high, -self.low, self.count)
+
+    def exp(self) -> Interval:
+        """The geometric mean with its interval, if this is of logarithms.
+
+        >>> print(Interval(0.0, -math.log(2), math.log(4), 5).exp())
+        1.00 [0.50, 4.00]
+        """
+        return Interval(math.exp(self.mean), math.exp(self.low), math.exp(self.high), self.count)
+
 
 def t_interval(values: Iterable[float], *, level: float = 0.95) -> Interval:
     """Mean of independent values with its t interval.
