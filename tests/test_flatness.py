@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from losslandscape.eigen import lanczos
 from losslandscape.flatness import fisher_rao, input_jacobian, relative_flatness, row_scale
 from losslandscape.lab import dense_measures
-from losslandscape.operators import HessianOperator, ScaledOperator
+from losslandscape.operators import HessianOperator, ScaledOperator, weight_scale
 from losslandscape.rescaling import hidden_layers, rescale_relu
 
 SEEDS = st.integers(0, 10_000)
@@ -32,6 +32,11 @@ def problem(seed: int, n: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 4, generator=g, dtype=torch.float64)
     return x, torch.randint(3, (n,), generator=g)
+
+
+def dense(model: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    H = HessianOperator(model, cross_entropy, data)
+    return H @ torch.eye(len(weight_scale(model)), dtype=H.dtype)
 
 
 @settings(max_examples=10, deadline=None)
@@ -132,6 +137,68 @@ def test_curvature_by_row_does_not_see_the_scale_of_a_filter_before_batch_normal
     before = by_row()
     model[0].weight.data[1] *= 7
     assert by_row() == pytest.approx(before, rel=1e-7)
+
+
+@settings(max_examples=10, deadline=None)
+@given(SEEDS)
+def test_the_size_of_filters_before_batch_normalisation_changes_nothing(seed):
+    """Evaluation mode: the statistics are scaled along, so the function stays."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3, eps=1e-20), nn.ReLU(), nn.Flatten(),
+        nn.Linear(12, 3),
+    ).double().eval()  # fmt: skip
+    model[1].running_mean.uniform_(-1, 1)
+    model[1].running_var.uniform_(0.5, 2)
+    data = (torch.randn(12, 1, 4, 4, dtype=torch.float64), torch.randint(3, (12,)))
+
+    def found():
+        H, scale, rows = dense(model, data), weight_scale(model), row_scale(model)
+        M, N = scale[:, None] * H * scale, rows[:, None] * H * rows
+        return torch.tensor(
+            [
+                float(torch.linalg.eigvalsh(M)[-1]),
+                float(M.trace()),
+                float(M.trace() ** 2 / M.square().sum()),
+                float(torch.linalg.eigvalsh(N)[-1]),
+                fisher_rao(model, cross_entropy, data).value,
+                relative_flatness(model, cross_entropy, data).value,
+                input_jacobian(model, data[0]).value,
+            ],
+            dtype=torch.float64,
+        )
+
+    before, raw = found(), dense(model, data)
+    factors = (3 * torch.rand(3, dtype=torch.float64) - 1.5).exp()
+    model[0].weight.data *= factors[:, None, None, None]
+    model[1].running_mean *= factors
+    model[1].running_var *= factors.square()
+    torch.testing.assert_close(found(), before, rtol=1e-7, atol=1e-12)
+    assert not torch.allclose(dense(model, data), raw, rtol=1e-3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(SEEDS)
+def test_what_belongs_to_the_function_does_not_see_units_split_in_two(seed):
+    """Fisher-Rao norm and input Jacobian keep; what looks at single weights does not."""
+    model, data = relu_net(seed, (4, 5, 3)), problem(seed)
+    first, last = model[0], model[2]
+    twin = relu_net(0, (4, 10, 3))
+    twin[0].weight.data = torch.cat([first.weight.data] * 2)
+    twin[0].bias.data = torch.cat([first.bias.data] * 2)
+    twin[2].weight.data = torch.cat([last.weight.data / 2] * 2, dim=1)
+    twin[2].bias.data = last.bias.data.clone()
+    for keeps in (
+        lambda m: fisher_rao(m, cross_entropy, data).value,
+        lambda m: input_jacobian(m, data[0]).value,
+    ):
+        assert keeps(twin) == pytest.approx(keeps(model), rel=1e-9)
+    tops = [
+        float(torch.linalg.eigvalsh(scale[:, None] * dense(m, data) * scale)[-1])
+        for m in (model, twin)
+        for scale in [weight_scale(m)]
+    ]
+    assert tops[1] < 0.9 * tops[0]
 
 
 def test_squared_error_and_several_chunks():

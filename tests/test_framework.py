@@ -24,6 +24,7 @@ from losslandscape.framework.findings import Check, OrbitCheck, Stability
 from losslandscape.framework.hessian_set import subset_of
 from losslandscape.framework.measures import relative_scale, with_interval
 from losslandscape.operators import HessianOperator, ScaledOperator, weight_scale
+from losslandscape.rescaling import rescale_relu
 
 QUICK = {"progress": False, "probes": 4, "rescalings": 2}
 
@@ -728,6 +729,23 @@ def test_zero_weights_are_no_obstacle():
     assert found.measures["adaptive_lambda_max"].value == 0
     json.dumps(found.to_dict(), allow_nan=False)
     assert ll.compare(found, found).verdict == "undecided"
+    assert "undefined" in str(found)
+    assert "nan" not in found._repr_html_()
+
+
+def test_a_loss_of_exactly_zero_is_a_minimum():
+    model = nn.Linear(2, 1, dtype=torch.float64)
+    for p in model.parameters():
+        nn.init.zeros_(p)
+    found = ll.assess(model, mse_loss, (normal(30, 2), torch.zeros(30, 1).double()), **QUICK)
+    assert found.verdict == "comparable"
+    assert "the training loss stays" in found.checks[2].text
+
+
+def test_gradients_are_taken_where_the_caller_has_switched_them_off():
+    model, data = least_squares()
+    with torch.no_grad():
+        assert ll.assess(model, mse_loss, data, **QUICK).verdict == "comparable"
 
 
 BAD = {
@@ -737,6 +755,7 @@ BAD = {
     "rescalings": (mse_loss, {"rescalings": -1}, "rescalings must be 0 or more, got -1"),
     "budget": (mse_loss, {"time_budget": 0.0}, "time_budget must be positive seconds, got 0.0"),
     "examples": (mse_loss, {"hessian_examples": 99}, "between 1 and 40, got 99"),
+    "a dict": (mse_loss, {"thresholds": {"loss": 0.1}}, "must be losslandscape.Thresholds"),
     "part of an example": (mse_loss, {"hessian_examples": 9.0}, "whole number .*, got 9.0"),
 }
 
@@ -753,8 +772,25 @@ def test_bad_models_and_data():
     model, (X, y) = least_squares()
     with pytest.raises(ValueError, match="data are empty"):
         ll.assess(model, mse_loss, [], **QUICK)
-    with pytest.raises(ValueError, match="the loss is nan"):
+    with pytest.raises(ValueError, match="the loss is nan: the targets of chunk 0 hold NaN"):
         ll.assess(model, mse_loss, (X, y * math.nan), **QUICK)
+    one = y.clone()
+    one[7] = math.inf
+    with pytest.raises(ValueError, match="the targets of chunk 0 hold NaN or infinity"):
+        ll.assess(model, mse_loss, (X, one), **QUICK)
+    with pytest.raises(ValueError, match=r"validation data: .* targets of chunk 0 hold NaN"):
+        ll.assess(model, mse_loss, (X, y), (X, one), **QUICK)
+    broken = seeded(lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)))
+    broken[1].running_var[1] = math.nan
+    with pytest.raises(ValueError, match=r"the buffer '1\.running_var' holds NaN"):
+        ll.assess(broken, mse_loss, (X, y), **QUICK)
+    margin = (X, torch.zeros(40, dtype=torch.long))
+    with pytest.raises(ValueError, match="PyTorch has no second derivative of it"):
+        ll.assess(nn.Linear(3, 4).double(), nn.MultiMarginLoss(), margin, **QUICK)
+    with pytest.raises(ValueError, match="the model is on the meta device"):
+        ll.assess(nn.Linear(3, 1).to("meta"), mse_loss, (X, y), **QUICK)
+    with pytest.raises(ValueError, match="the data are on the meta device"):
+        ll.assess(model, mse_loss, (X, y.to("meta")), **QUICK)
     with pytest.raises(ValueError, match="one shape: pad them"):
         ll.assess(
             nn.LSTM(1, 1, batch_first=True).double(),
@@ -803,7 +839,8 @@ def test_a_time_budget_cuts_and_says_so():
     found = ll.assess(model, mse_loss, (X, y), time_budget=1e-3, progress=False, probes=4)
     assert found.hessian_examples == 512
     assert [note.split(" cut")[0] for note in found.notes[:2]] == ["Hessian set", "rescalings"]
-    assert "the least that can be done" in found.notes[-1]
+    assert "the least that can be done" in found.notes[-2]
+    assert "more than the time budget of 0.001 s" in found.notes[-1]
 
 
 def test_the_cost_is_told_beforehand(capsys):
@@ -954,9 +991,51 @@ def test_words_in_order():
     ]
     for checks, (stability, orbit), word in cases:
         assert assessment.verdict_of(checks, stability, orbit, limits)[0] == word
-    broken = OrbitCheck(5, {}, 1.0, 0.5, False, "moved")
-    reasons = assessment.verdict_of((), quiet[0], broken, limits)[1]
-    assert "depends on how the function is written" in reasons[-1]
+
+
+def test_a_failed_check_of_the_rescalings_is_seen_everywhere(classifier):
+    model, data, _ = classifier
+    found = ll.assess(model, cross_entropy, data, thresholds=ll.Thresholds(moved=0.0), **QUICK)
+    assert found.orbit.survives is False
+    for shown in (found.reasons[-1], " ".join(str(found).split()), found._repr_html_()):
+        assert "depends on how the function is written" in shown.replace("\u2502 ", "")
+
+
+def test_the_stability_ratio_has_an_interval_and_a_residual_and_moves_with_the_writing(classifier):
+    model, data, optimizer = classifier
+    found = ll.assess(model, cross_entropy, data, optimizer=optimizer, **QUICK).stability
+    top = ll.assess(model, cross_entropy, data, **QUICK).measures["lambda_max"]
+    per_unit = found.ratio / top.value
+    assert found.low == pytest.approx(per_unit * top.low, rel=0.02)
+    assert found.high == pytest.approx(per_unit * top.high, rel=0.02)
+    assert 0 <= found.residual <= 0.01 * found.ratio
+    other = rescale_relu(model, [3.0])
+    moved = torch.optim.SGD(other.parameters(), lr=0.3, momentum=0.9, weight_decay=3e-3)
+    again = ll.assess(other, cross_entropy, data, optimizer=moved, **QUICK).stability
+    assert again.ratio != pytest.approx(found.ratio, rel=0.1)
+
+
+def test_far_beyond_the_limit_the_optimiser_is_not_said_to_stay():
+    model, data = least_squares()
+    top = float(torch.linalg.eigvalsh(2 * data[0].T @ data[0] / len(data[0]))[-1])
+    words = {}
+    for share in (0.5, 1.0, 3.0):
+        optimizer = torch.optim.SGD(model.parameters(), lr=share * 2 / top)
+        words[share] = ll.assess(model, mse_loss, data, optimizer=optimizer, **QUICK)
+    assert "below the edge" in words[0.5].stability.text
+    assert "at the edge" in words[1.0].stability.text
+    assert "leaves such a point" in words[3.0].stability.text
+    assert words[3.0].verdict == "lr-limited"
+
+
+def test_an_assessment_written_before_the_ratio_had_an_interval_is_read(classifier):
+    model, data, optimizer = classifier
+    old = ll.assess(model, cross_entropy, data, optimizer=optimizer, **QUICK).to_dict()
+    for name in ("low", "high", "residual"):
+        del old["stability"][name]
+    read = ll.Assessment.from_dict(old)
+    assert read.stability.ratio == old["stability"]["ratio"]
+    assert read.stability.low is None
 
 
 def test_reports_for_terminal_notebook_and_machine(classifier):

@@ -99,7 +99,7 @@ def check_mean_loss(
 
 
 def not_finite(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> str:
-    """Which inputs, targets or weights hold NaN or infinity; empty if none does."""
+    """Which inputs, targets, weights or buffers hold NaN or infinity; empty if none does."""
     for number, batch in enumerate(batches):
         for name, tensor in zip(("inputs", "targets"), batch, strict=True):
             if not torch.isfinite(tensor).all():
@@ -107,6 +107,9 @@ def not_finite(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> st
     for name, p in model.named_parameters():
         if not torch.isfinite(p).all():
             return f"the weights '{name}' hold NaN or infinity"
+    for name, buffer in model.named_buffers():
+        if torch.isnan(buffer).any():  # a mask may hold infinity
+            return f"the buffer '{name}' holds NaN"
     return ""
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 
 from losslandscape.distributed import Ranks
-from losslandscape.mean_check import check_mean_loss, evenly_spaced
+from losslandscape.mean_check import check_mean_loss, evenly_spaced, not_finite
 
 LossFunction = Callable[[Any, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
@@ -81,6 +81,8 @@ class MeanLoss:
         self.params = select_parameters(model, params)
         self.dtype = self.params[0].dtype
         self.device = self.params[0].device
+        if self.device.type == "meta":
+            raise ValueError("the model is on the meta device, where weights have no values")
         self.size = sum(p.numel() for p in self.params)
         self.chunk_size = chunk_size
         self.allow = allow
@@ -104,6 +106,8 @@ class MeanLoss:
             # With batch statistics an example's loss depends on its batch: batches stay whole.
             size = None if "batchnorm" in self.allow else self.chunk_size
             given = list(_as_batches(data))
+            if any(part.is_meta for batch in given for part in batch):
+                raise ValueError("the data are on the meta device, where tensors have no values")
             self.batches = [batch for batch in _split(given, size) if len(batch[1])]
         self.largest_batch = max((len(targets) for _, targets in given), default=0)
         if self.batches:
@@ -132,7 +136,8 @@ class MeanLoss:
         with untouched(self.model), torch.no_grad():
             mean = float(self._total()) / self.examples
         if not abs(mean) < float("inf"):
-            raise ValueError(f"the loss is {mean}: check data and weights")
+            reason = not_finite(self.model, self.batches) or "check data and weights"
+            raise ValueError(f"the loss is {mean}: {reason}")
         return mean
 
     def values_at(self, offsets: Iterable[Tensor]) -> Tensor:
@@ -236,7 +241,8 @@ def gradient(
             total += flat(pieces)
             mean_loss += float(loss.detach())
     if not (torch.isfinite(total).all() and abs(mean_loss) < float("inf")):
-        raise ValueError(f"the loss or its gradient is not finite (loss {mean_loss})")
+        reason = not_finite(model, batches) or "check data and weights"
+        raise ValueError(f"the loss or its gradient is not finite (loss {mean_loss}): {reason}")
     return mean_loss, total
 
 

@@ -341,9 +341,15 @@ class _MeanLossOperator(CurvatureOperator):
     def _own_part(self, vectors: Tensor) -> Tensor:
         directions = [self.objective.split(column) for column in vectors.unbind(dim=1)]
         totals = [torch.zeros_like(vectors[:, 0]) for _ in directions]
-        for share in self._shares():
-            for total, direction in zip(totals, directions, strict=True):
-                total += flat(share(direction))
+        try:
+            for share in self._shares():
+                for total, direction in zip(totals, directions, strict=True):
+                    total += flat(share(direction))
+        except RuntimeError as error:
+            said = str(error).splitlines()[0] if str(error) else ""
+            if said.startswith("derivative for") and said.endswith("is not implemented"):
+                raise ValueError(f"PyTorch has no second derivative of it: {said}") from error
+            raise
         return torch.stack(totals, dim=1)
 
     def _shares(self) -> Iterator[Share]:

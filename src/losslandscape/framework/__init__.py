@@ -8,7 +8,8 @@ r"""Is training done, how sharp is the end point, how flat for its weights, can 
 2. *Absolute sharpness*: :math:`\lambda_{\max}`, trace, and the ratio to the stability limit of the
    optimiser. They belong to these weights and this optimiser.
 3. *Relative flatness and isotropy*: measures that no rescaling of a ReLU network changes.
-4. *Verdict*, with its reasons, and a check that it survives random rescalings.
+4. *Verdict*, with its reasons, and a check that gate and relative measures survive random
+   rescalings. The stability ratio takes no part: it is about the weights as they are written.
 
 :func:`compare` sets two comparable networks against each other.
 

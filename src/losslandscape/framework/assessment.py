@@ -68,8 +68,9 @@ def assess(
     ``saddle-like``
         :math:`\lambda_{\min} < -0.1\, \lambda_{\max}`.
     ``lr-limited``
-        The curvature is at the stability limit of the optimiser: the learning rate holds it where
-        it is, and another one would give another value.
+        The curvature is at the stability limit of the optimiser, or beyond: the learning rate holds
+        it where it is, and another one would give another value. This word is about these weights
+        and this optimiser; the other words survive rescalings that keep the function.
     ``comparable``
         None of these; :func:`compare` can set it against another one.
 
@@ -94,7 +95,8 @@ def assess(
         hessian_examples: Size of the set that curvature is measured on; by default all of up to
             8,192 training examples, else 4,096, each class in proportion.
         probes: Random vectors for traces.
-        rescalings: How many random rescalings the verdict has to survive; 0 leaves the check out.
+        rescalings: How many random rescalings gate and relative measures have to survive; 0 leaves
+            the check out.
         time_budget: Seconds; a smaller Hessian set, fewer rescalings and a shorter polish keep
             to it as far as possible, and ``notes`` says so.
         chunk_size: Largest number of examples in one pass; batches stay whole where their
@@ -107,7 +109,7 @@ def assess(
             range; a model that cannot be copied; an optimizer of other parameters; a loss that
             reads the weights of ``model``, or what it keeps of its last pass, instead of the
             outputs it is given.
-        TypeError: ``optimizer`` is none.
+        TypeError: ``optimizer`` or ``thresholds`` is none.
         ArithmeticError: An eigenvalue did not converge, or the products are not symmetric.
 
     Example:
@@ -123,6 +125,9 @@ def assess(
     """
     began = time.perf_counter()
     limits = thresholds or Thresholds()
+    if not isinstance(limits, Thresholds):
+        kind = type(limits).__name__
+        raise TypeError(f"thresholds must be losslandscape.Thresholds(...), got {kind}")
     if probes < 2:
         raise ValueError(f"probes must be at least 2, got {probes}")
     if rescalings < 0:
@@ -148,7 +153,10 @@ def assess(
         train_loss, slope = gradient(own, loss_fn, whole.batches, chunk_size=chunk_size)
         val_loss = None
         if val_data is not None:
-            val_loss = MeanLoss(own, loss_fn, val_data, chunk_size=chunk_size).value()
+            try:
+                val_loss = MeanLoss(own, loss_fn, val_data, chunk_size=chunk_size).value()
+            except ValueError as error:
+                raise ValueError(f"validation data: {error}") from error
         decays = decays_of(model, optimizer)
         gate_model, note = canonical(own)
         notes += note
@@ -179,6 +187,9 @@ def assess(
         notes += note
         orbit = orbit_check(own, examined, limits, plan.rescalings, probes, seed, meter)
     verdict, reasons = verdict_of(checks, stability, orbit, limits)
+    seconds = time.perf_counter() - began
+    if time_budget is not None and seconds > time_budget:
+        notes.append(f"it took {seconds:.0f} s, more than the time budget of {time_budget:g} s")
     return Assessment(
         verdict=verdict,
         reasons=tuple(reasons),
@@ -197,7 +208,7 @@ def assess(
         parameters=whole.size,
         data_digest=digest(subset),
         products=meter.products,
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
         notes=tuple(notes),
         thresholds=limits,
     )
@@ -226,6 +237,4 @@ def verdict_of(
     reasons += [check.text for check in checks if check.passed is not False]
     if verdict != "lr-limited":
         reasons.append(stability.text)
-    dependent = "the verdict depends on how the function is written: "
-    reasons.append(f"{dependent if orbit.survives is False else ''}{orbit.text}")
-    return verdict, reasons
+    return verdict, [*reasons, orbit.text]

@@ -52,8 +52,7 @@ def terminal(found: Assessment) -> Panel:
         gate.add_row(mark, check.name, check.text)
     table = Table("measure", "value", "95 % interval", "unchanged by", box=None)
     for name, m in found.measures.items():
-        interval = f"{m.low:.3g} to {m.high:.3g}"
-        table.add_row(_NAMES[name], f"{m.value:.4g}", interval, _keeps(found, m))
+        table.add_row(_NAMES[name], *_numbers(m), _keeps(found, m))
     parts: list[Any] = [Text(found.reasons[0]), Text(""), gate, Text(""), table, Text("")]
     parts += [Text(found.stability.text), Text(found.orbit.text), Text(_losses(found))]
     parts += [Text(f"note: {note}") for note in found.notes]
@@ -79,10 +78,7 @@ def html(found: Assessment) -> str:
             for c in found.checks
         ],
     )
-    rows = [
-        (_NAMES[name], f"{m.value:.4g}", f"{m.low:.3g} to {m.high:.3g}", _keeps(found, m))
-        for name, m in found.measures.items()
-    ]
+    rows = [(_NAMES[name], *_numbers(m), _keeps(found, m)) for name, m in found.measures.items()]
     measures = _table(("measure", "value", "95 % interval", "unchanged by"), rows)
     lines = [found.stability.text, found.orbit.text, _losses(found)]
     lines += [f"Note: {note}" for note in found.notes]
@@ -99,6 +95,16 @@ def html_comparison(found: Comparison) -> str:
     table = _table(("measure", "a / b", "95 % interval", "flatter"), rows)
     more = "".join(f"<p>{escape(reason)}</p>" for reason in found.reasons[1:])
     return _card(found.verdict, found.reasons[0] if found.reasons else "", table + more)
+
+
+def _numbers(measure: Measure) -> tuple[str, str]:
+    """Value and interval; some ratios have none, such as the isotropy of a zero matrix."""
+    if not math.isfinite(measure.value):
+        return "undefined", ""
+    ends = (measure.low, measure.high)
+    return f"{measure.value:.4g}", f"{ends[0]:.3g} to {ends[1]:.3g}" if all(
+        map(math.isfinite, ends)
+    ) else "undefined"
 
 
 def _keeps(found: Assessment, measure: Measure) -> str:

@@ -77,7 +77,7 @@ def make_plan(
     if polish < steps:
         notes.append(f"polish cut from {steps} to {polish} steps by the time budget")
     if budget is not None and seconds > budget:
-        notes.append(f"the least that can be done takes about {seconds:.0f} s")
+        notes.append(f"the least that can be done takes {_time(seconds)}")
     return Plan(examples, draws, polish, products, seconds, tuple(notes))
 
 

@@ -112,13 +112,21 @@ class Check:
 class Stability:
     """Curvature against the limit at which the optimiser becomes unstable on a quadratic.
 
+    It belongs to these weights: another writing of the same function has another ratio.
+
     Attributes:
         ratio: 1 is the edge.
         text: In words, or why there is no ratio.
+        low, high: 95 % bootstrap interval over blocks of examples, or over batches where their
+            statistics are taken; None of a single one.
+        residual: An eigenvalue over its limit lies within so much of ``ratio``.
     """
 
     ratio: float | None
     text: str
+    low: float | None = None
+    high: float | None = None
+    residual: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,9 @@ class OrbitCheck:
         changes: Largest relative change of each voting measure.
         lambda_max_range: Largest over smallest ``lambda_max`` among them.
         gate_moved: Largest distance between balanced networks, relative to their norm.
-        survives: Whether gate and measures stay within the tolerance; None if none was tried.
+        survives: Whether the balanced network, to which the gate is applied, and the voting
+            measures stay within the tolerance; None if no rescaling was tried. The stability ratio
+            is of these weights and takes no part.
         text: In words.
     """
 
@@ -239,10 +249,11 @@ def _read(kind: Any, found: Any) -> Any:
         what = f"{'an' if kind.__name__[0] in 'AO' else 'a'} {kind.__name__}"
         if not isinstance(found, Mapping):
             raise TypeError(f"expected a dict of {what}, got {type(found).__name__}")
-        for fault, names in (("lacks", set(hints) - set(found)), ("has", set(found) - set(hints))):
+        needed = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+        for fault, names in (("lacks", needed - set(found)), ("has", set(found) - set(hints))):
             if names:
                 raise TypeError(f"{what} that {fault} {', '.join(sorted(names))}")
-        return kind(**{name: _read(hint, found[name]) for name, hint in hints.items()})
+        return kind(**{name: _read(hints[name], value) for name, value in found.items()})
     if kind is Tensor:
         table = torch.tensor(found, dtype=torch.float64)
         if table.ndim != 2:

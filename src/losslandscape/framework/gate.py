@@ -103,12 +103,14 @@ def polish_checks(
             break
         rate /= 10
     fall = train_loss - after
-    passed = fall < allowed
+    passed = fall < allowed or fall <= 0  # at a loss of exactly 0 nothing is allowed, nor gained
     said = "less" if passed else "more"
     text = (
         f"further training gains {fall:.4g} of training loss, {said} than the {allowed:.4g} allowed"
     )
-    if fall <= 0:
+    if fall == 0:
+        text = "further training gains nothing: the training loss stays"
+    elif fall < 0:
         text = f"further training gains nothing: it raises the training loss by {-fall:.4g}"
     checks = [Check("polish", passed, fall, allowed, text)]
     tops = [top_eigenpair(examined.hessian(m), meter, tol=COARSE) for m in (model, polished)]
@@ -153,9 +155,9 @@ def _polished(
         for _ in range(count):
             batch = next(rows)
             inputs, targets = (part[batch.to(part.device)].to(chosen[0].device) for part in data)
-            slopes = torch.autograd.grad(
-                loss_fn(trained(inputs), targets), chosen, allow_unused=True
-            )
+            with torch.enable_grad():
+                loss = loss_fn(trained(inputs), targets)
+            slopes = torch.autograd.grad(loss, chosen, allow_unused=True)
             for p, slope in zip(chosen, slopes, strict=True):
                 p.grad = slope
             optimizer.step()

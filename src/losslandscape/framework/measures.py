@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from losslandscape.framework.cost import Meter
 from losslandscape.framework.findings import MEASURES, Measure
 from losslandscape.framework.hessian_set import HessianSet
 from losslandscape.objective import select_parameters
-from losslandscape.operators import ScaledOperator, weight_scale
+from losslandscape.operators import HessianOperator, ScaledOperator, weight_scale
 
 # Relative residuals: of what is compared, and of what only passes a threshold.
 FINE, COARSE = 1e-3, 1e-2
@@ -79,10 +79,15 @@ def eigen_measure(
     v = pair.vectors[:, :1]
     direction = v if scale is None else scale[:, None] * v
     sizes = [len(targets) for _, targets in examined.block_data()]
-    forms = [float((direction * (op @ direction)).sum()) for op in examined.blocks(model)]
+    samples = along(direction, examined.blocks(model), sizes)
     meter.add(1)
-    samples = contributions(torch.tensor(forms, dtype=torch.float64)[:, None], sizes)
     return with_interval(name, float(pair.values[0]), samples, float(pair.residuals[0]))
+
+
+def along(direction: Tensor, blocks: Iterable[HessianOperator], sizes: Sequence[int]) -> Tensor:
+    """Curvature along a direction ``(D, 1)`` as contributions of blocks of examples ``(K, 1)``."""
+    forms = [float((direction * (op @ direction)).sum()) for op in blocks]
+    return contributions(torch.tensor(forms, dtype=torch.float64)[:, None], sizes)
 
 
 def probed(
@@ -185,11 +190,16 @@ def with_interval(
     name: str, value: float, samples: Tensor, residual: float | None = None
 ) -> Measure:
     """A mean of contributions with its bootstrap interval."""
+    return Measure(value, *interval_of(value, samples), MEASURES[name][1], residual, samples)
+
+
+def interval_of(value: float, samples: Tensor) -> tuple[float, float]:
+    """Bootstrap interval of a value that is the mean of contributions ``(K, P)``."""
     generator = torch.Generator().manual_seed(0)
     draws = [resample(count, RESAMPLES, generator) for count in samples.shape]
     low, high = percentiles(resampled_means(samples, *draws))
     # The blocks share rounding and the residual of an eigenvector, the value does not.
-    return Measure(value, min(low, value), max(high, value), MEASURES[name][1], residual, samples)
+    return min(low, value), max(high, value)
 
 
 def ratio_with_interval(name: str, found: Estimate) -> Measure:

@@ -74,6 +74,8 @@ def orbit_check(
         f"{rescalings} random rescalings of the same function move the relative measures by at "
         f"most {largest:.2g}{ranged}"
     )
+    if not survives:
+        text = f"FAILED, the verdict depends on how the function is written: {text}"
     return OrbitCheck(rescalings, changes, spread, moved, survives, text)
 
 

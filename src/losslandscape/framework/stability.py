@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from losslandscape.framework.cost import Meter
 from losslandscape.framework.findings import Stability, Thresholds
 from losslandscape.framework.hessian_set import HessianSet
-from losslandscape.framework.measures import COARSE, top_eigenpair
-from losslandscape.objective import select_parameters
+from losslandscape.framework.measures import COARSE, along, interval_of, top_eigenpair
+from losslandscape.objective import Batch, select_parameters
 from losslandscape.operators import HessianOperator, ScaledOperator
 from losslandscape.sgd_noise import stability_limit
+
+_BEYOND = 1.2  # training at the edge hovers around 1
 
 
 def check_optimizer(model: nn.Module, optimizer: Any) -> None:
@@ -72,28 +75,42 @@ def stability_of(
         return Stability(None, "no optimiser given, so no stability ratio")
     try:
         scale, limit = _step_scale(model, optimizer)
-        hessian, aside = _as_trained(model, own, examined, batch)
+        hessian, blocks, sizes, aside = _as_trained(model, own, examined, batch)
         meter.say("stability")
         top = top_eigenpair(ScaledOperator(hessian, scale), meter, tol=COARSE)
     except ValueError as error:
         return Stability(None, str(error))
-    ratio = float(top.values[0]) / limit
+    ratio, residual = float(top.values[0]) / limit, float(top.residuals[0]) / limit
+    low = high = None
+    among = ""
+    if len(sizes) > 1:
+        samples = along(scale[:, None] * top.vectors[:, :1], blocks, sizes) / limit
+        meter.add(1)
+        low, high = interval_of(ratio, samples)
+        among = f" [{low:.3g}, {high:.3g}]"
     if ratio < limits.free:
         words = "far below: the learning rate does not bind"
     elif ratio < limits.edge:
         words = "below the edge"
-    else:
+    elif ratio <= _BEYOND:
         words = "at the edge: the learning rate limits the curvature"
-    return Stability(ratio, f"curvature is {ratio:.3g} of the stability limit{aside}, {words}")
+    else:
+        words = "beyond the edge: at this learning rate the optimiser leaves such a point"
+    text = f"curvature is {ratio:.3g}{among} of the stability limit{aside}, {words}"
+    return Stability(ratio, text, low, high, residual)
 
 
 def _as_trained(
     model: nn.Module, own: nn.Module, examined: HessianSet, batch: int
-) -> tuple[HessianOperator, str]:
-    """The Hessian with batch statistics where there is batch normalisation, and a word on it."""
+) -> tuple[HessianOperator, Iterator[HessianOperator], list[int], str]:
+    """The Hessian with batch statistics where there is batch normalisation.
+
+    Then that of each block or batch, with its number of examples, and a word on the statistics.
+    """
     names = _normalising(model)
     if not names:
-        return examined.hessian(own), ""
+        sizes = [len(targets) for _, targets in examined.block_data()]
+        return examined.hessian(own), examined.blocks(own), sizes, ""
     trained = copy.deepcopy(own)
     for name in names:
         module = trained.get_submodule(name)
@@ -105,10 +122,14 @@ def _as_trained(
     # Whole batches, so that none holds a single example, which has no variance.
     count = max(1, len(examined.data[1]) // batch)
     inputs, targets = (part.tensor_split(count) for part in examined.data)
-    op = HessianOperator(
-        trained, examined.loss_fn, list(zip(inputs, targets, strict=True)), allow=["batchnorm"]
-    )
-    return op, f" (with the statistics of batches of {len(targets[0])})"
+    batches = list(zip(inputs, targets, strict=True))
+
+    def of(data: list[Batch]) -> HessianOperator:
+        return HessianOperator(trained, examined.loss_fn, data, allow=["batchnorm"])
+
+    sizes = [len(part) for part in targets]
+    aside = f" (with the statistics of batches of {sizes[0]})"
+    return of(batches), (of([one]) for one in batches), sizes, aside
 
 
 def _normalising(model: nn.Module) -> list[str]:

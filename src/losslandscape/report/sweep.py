@@ -753,6 +753,58 @@ def omega_squared(
     return _interval(float(shares[0]), shares[1:], level, len(y))
 
 
+def share_power(
+    y: Array,
+    factors: Mapping[str, Array],
+    name: str,
+    *,
+    cell: Array,
+    truth: float = 0.1,
+    threshold: float = 0.05,
+    simulations: int = 200,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Power:
+    r"""Power of rule I for a factor's share of variance, simulated with the design as recorded.
+
+    A simulated response is what the other factors explain of ``y``, residuals drawn by whole cells,
+    and an effect of the factor that is linear in the number of its level; its size gives a share of
+    ``truth`` of the variance.
+
+    Args:
+        y, factors: As for :func:`omega_squared`.
+        name: The factor.
+        cell: ``(N,)`` number of the cell.
+        truth: The share that is asked about.
+        threshold: Of rule I.
+        simulations, resamples, seed: Of the simulation, and the bootstrap inside each.
+    """
+    full, rest = (
+        _basis([factor for key, factor in factors.items() if key not in left_out], len(y))
+        for left_out in ((), (name,))
+    )
+    residuals = y - full @ (full.T @ y)
+    drawn = _deal_cells(cell, simulations, np.random.default_rng(seed))
+    plain = (rest @ (rest.T @ y))[:, None] + residuals[drawn]
+    pattern = rankdata(factors[name], method="dense")
+    pattern = (pattern - pattern.mean()) / pattern.std()
+    size = math.sqrt(truth / (1 - truth) * plain.var(axis=0).mean())
+    found = [
+        omega_squared(
+            *(column + size * pattern, factors, (name,)),
+            cell=cell,
+            resamples=resamples,
+            seed=seed,
+        )
+        for column in plain.T
+    ]
+    return Power(
+        float(np.mean([one.mean for one in found])),
+        float(np.mean([one.low > threshold for one in found])),
+        simulations,
+    )
+
+
 def _deal_cells(cell: Array, resamples: int, generator: np.random.Generator) -> Array:
     """``(N, resamples)`` from which run each run gets its residual: all of a cell from one cell.
 

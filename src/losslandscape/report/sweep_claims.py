@@ -43,6 +43,7 @@ from losslandscape.report.sweep import (
     psi_of,
     rank_residuals,
     runs_to_settle,
+    share_power,
     tau_interval,
 )
 
@@ -342,7 +343,21 @@ def c29(arms: Arms) -> Finding:
         for name, word in zip(effects, words.values(), strict=True)
     }
     runs = dict.fromkeys(effects, len(sweep))
-    return *one_or_all(effects, 0.05, conditions, runs), {**effects, **beside}
+    powers = {
+        f"power, {name}": partial(
+            share_power,
+            log_lambda,
+            factors,
+            axis,
+            cell=sweep.cell,
+            threshold=0.05,
+            simulations=SIMULATIONS,
+            resamples=POWER_RESAMPLES,
+        )
+        for axis, name in zip(words, effects, strict=True)
+        if interval_rule(effects[name], 0.05) in ("not supported", "refuted")
+    }
+    return *one_or_all(effects, 0.05, conditions, runs), {**effects, **beside, **powers}
 
 
 def _shares(
