@@ -733,6 +733,27 @@ def test_zero_weights_are_no_obstacle():
     assert "nan" not in found._repr_html_()
 
 
+def test_networks_without_known_rescalings_say_so_and_are_not_charged_for_them(capsys):
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), nn.Linear(4, 1)))
+    data = least_squares()[1]
+    for each in (model, least_squares()[0]):
+        found = ll.assess(each, mse_loss, data, probes=4, rescalings=5, time_budget=600)
+        assert found.orbit.text == "no rescaling that keeps this network's function is known"
+        assert not any("rescalings cut" in note for note in found.notes)
+        said = capsys.readouterr()
+        assert "up to about 232 Hessian products" in said.out + said.err
+
+
+def test_a_network_no_better_than_a_constant_is_said_to_be_so():
+    model, (X, y) = least_squares()
+    model.weight.data += 10
+    polish = ll.assess(model, mse_loss, (X, y), **QUICK).checks[2]
+    assert "no better than a constant output" in polish.text
+    model.weight.data -= 9.9
+    polish = ll.assess(model, mse_loss, (X, 10 * y), **QUICK).checks[2]
+    assert "constant" in polish.text or polish.value > 0
+
+
 def test_a_loss_of_exactly_zero_is_a_minimum():
     model = nn.Linear(2, 1, dtype=torch.float64)
     for p in model.parameters():
@@ -770,6 +791,10 @@ def test_bad_arguments(name):
 
 def test_bad_models_and_data():
     model, (X, y) = least_squares()
+    with pytest.raises(TypeError, match="model cannot be a function: the order is model, loss_fn"):
+        ll.assess(mse_loss, model, (X, y), **QUICK)
+    with pytest.raises(ValueError, match=r"got a plain number: leave out \.item"):
+        ll.assess(model, lambda o, t: mse_loss(o, t).item(), (X, y), **QUICK)
     with pytest.raises(ValueError, match="data are empty"):
         ll.assess(model, mse_loss, [], **QUICK)
     with pytest.raises(ValueError, match="the loss is nan: the targets of chunk 0 hold NaN"):
@@ -835,8 +860,9 @@ def test_hessian_set_in_proportion_and_the_same_for_every_model():
 
 
 def test_a_time_budget_cuts_and_says_so():
-    model, (X, y) = least_squares(2000)
-    found = ll.assess(model, mse_loss, (X, y), time_budget=1e-3, progress=False, probes=4)
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)))
+    data = least_squares(2000)[1]
+    found = ll.assess(model, mse_loss, data, time_budget=1e-3, progress=False, probes=4)
     assert found.hessian_examples == 512
     assert [note.split(" cut")[0] for note in found.notes[:2]] == ["Hessian set", "rescalings"]
     assert "the least that can be done" in found.notes[-2]
@@ -1102,6 +1128,9 @@ def with_options():
 def six():
     return (*as_tuple(), None, None, None)
 
+def needs_one(x):
+    return fitted()
+
 def fewer():
     return {**fitted(), "train_data": (X[:3], y[:3])}
 
@@ -1147,7 +1176,9 @@ def test_the_shell(tmp_path):
         f"{file}:misnamed": "returns lacks loss_fn, train_data: give model, loss_fn",
         f"{file}:too_much": "returns has extra: give model, loss_fn, train_data and",
         f"{file}:six": "returns 6 things: give model, loss_fn",
+        f"{file}:needs_one": "must take no arguments: missing a required argument: 'x'",
         "nowhere.py:f": "there is no file nowhere.py",
+        "nowhere.json": "nowhere.json: No such file or directory",
         str(file): "does not name path/to/file.py:function",
     }.items():
         done = run(main, ["assess", source])
@@ -1159,6 +1190,13 @@ def test_the_shell(tmp_path):
     done = run(main, ["compare", str(out), str(out), "--seed", "1"])
     assert done.exit_code == 2
     assert "--seed changes nothing" in " ".join(done.output.split())
+    result = tmp_path / "result.json"
+    done = run(main, ["compare", str(out), str(out), "--json", str(result)])
+    assert done.output.startswith(f"a = {out}\nb = {out}\n")
+    assert json.loads(result.read_text())["b"] == str(out)
+    out.write_text("no json")
+    done = run(main, ["assess", str(out)])
+    assert "holds no JSON" in " ".join(done.output.split())
     out.write_text("{}")
     done = run(main, ["compare", str(out), str(out)])
     assert done.exit_code == 1

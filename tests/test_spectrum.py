@@ -319,6 +319,9 @@ class TestDensity:
         for nodes in density.nodes:
             assert ((nodes - 14).abs() < 0.1).sum() == 1
         assert density.fraction(low=2.0).value == pytest.approx(10 / 300, abs=0.03)
+        for low, high in ((2.0, 1.0), (math.nan, 1.0), (1.0, 1.0)):
+            with pytest.raises(ValueError, match="edges of bins must increase"):
+                density.fraction(low, high)
 
     def test_shares_are_honest(self):
         matrix = like_a_network()

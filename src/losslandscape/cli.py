@@ -87,10 +87,10 @@ _json = click.option(
 def assess(source: str, out: Path | None, **options: Any) -> None:
     """Judge a trained network: is training done, how sharp is it, how flat for its weights?
 
-    SOURCE is path/to/file.py:function. The function takes no arguments and returns what
-    losslandscape.assess takes: a dict with model, loss_fn, train_data and, where there are any,
-    val_data, optimizer and others, such as probes or thresholds; or a tuple of the first five in
-    that order. The file is executed.
+    SOURCE is path/to/file.py:function, or a file that --json wrote. The function takes no
+    arguments and returns what losslandscape.assess takes: a dict with model, loss_fn, train_data
+    and, where there are any, val_data, optimizer and others, such as probes or thresholds; or a
+    tuple of the first five in that order. The file is executed.
     """
     _write(_assessment(source, options), out)
 
@@ -115,13 +115,16 @@ def compare(a: str, b: str, out: Path | None, **options: Any) -> None:
         found = compare_assessments(*sides)
     except ValueError as error:
         raise click.ClickException(f"{a} and {b}: {error}") from error
-    _write(found, out)
+    _write(found, out, a=a, b=b)
 
 
-def _write(found: Any, out: Path | None) -> None:
+def _write(found: Any, out: Path | None, **sources: str) -> None:
+    for name, source in sources.items():
+        click.echo(f"{name} = {source}")
     rich.print(found)
     if out is not None:
-        out.write_text(json.dumps(found.to_dict(), allow_nan=False, indent=1) + "\n")
+        content = {**sources, **found.to_dict()}
+        out.write_text(json.dumps(content, allow_nan=False, indent=1) + "\n")
         click.echo(f"written: {out}")
 
 
@@ -130,7 +133,11 @@ def _assessment(source: str, options: dict[str, Any]) -> Assessment:
     if source.endswith(".json"):
         try:
             return Assessment.from_dict(json.loads(Path(source).read_text()))
-        except (OSError, ValueError) as error:
+        except json.JSONDecodeError as error:
+            raise click.ClickException(f"{source} holds no JSON: {error}") from error
+        except OSError as error:
+            raise click.ClickException(f"{source}: {error.strerror}") from error
+        except ValueError as error:
             raise click.ClickException(f"{source}: {error}") from error
     given = _call(source)
     names = ("model", "loss_fn", "train_data", "val_data", "optimizer")
@@ -148,12 +155,13 @@ def _assessment(source: str, options: dict[str, Any]) -> Assessment:
         if wrong:
             raise click.ClickException(
                 f"what {source} returns {fault} {', '.join(sorted(map(str, wrong)))}: "
-                f"give {', '.join(names[:3])} and, where there are any, {' and '.join(names[3:])}"
+                f"give {', '.join(names[:3])} and, where there are any, {', '.join(names[3:])} "
+                "or others that losslandscape.assess takes"
             )
     try:
         asked = {name: value for name, value in options.items() if value is not None}
         return assess_model(**{**given, **asked})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise click.ClickException(f"{source}: {error}") from error
 
 
@@ -181,6 +189,10 @@ def _call(source: str) -> Any:
     function = getattr(module, name, None)
     if not callable(function):
         raise click.ClickException(f"{file} has no function {name!r}")
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise click.ClickException(f"{source} must take no arguments: {error}") from error
     return function()
 
 

@@ -357,6 +357,10 @@ def _loss_of(loss_fn: LossFunction, outputs: Outputs, targets: Tensor) -> float:
         raise ValueError(
             f"the loss fails on a batch of {len(targets)}: {_said(error)}{_choice(outputs)}"
         ) from error
+    if isinstance(loss, (int, float)):
+        raise ValueError(
+            "loss_fn must return a scalar tensor, got a plain number: leave out .item()"
+        )
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         raise ValueError("loss_fn must return a scalar: use reduction='mean'")
     if not loss.is_floating_point():

@@ -75,7 +75,7 @@ class MeanLoss:
         for name in allow:
             if name not in ALLOWED:
                 raise ValueError(f"allow may name {' and '.join(ALLOWED)}, got {name!r}")
-        _check_order(model, loss_fn)
+        check_order(model, loss_fn)
         self.model = model
         self.loss_fn = loss_fn
         self.params = select_parameters(model, params)
@@ -524,8 +524,12 @@ def _refuse(model: nn.Module, allow: Collection[str]) -> None:
             )
 
 
-def _check_order(model: Any, loss_fn: Any) -> None:
-    """Refuse arguments in another order, and a class in place of an instance."""
+def check_order(model: Any, loss_fn: Any) -> None:
+    """Refuse arguments in another order, and a class in place of an instance.
+
+    Raises:
+        TypeError: It is so.
+    """
     if isinstance(loss_fn, type):
         raise TypeError(f"loss_fn is the class {loss_fn.__name__}: give an instance")
     for name, given, fits in (

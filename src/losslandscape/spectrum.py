@@ -166,13 +166,23 @@ class SpectralDensity:
         return Estimates(shares.values, torch.hypot(shares.stderrs, slack))
 
     def histogram(self, edges: Tensor) -> Estimates:
-        """Share of the eigenvalues in each bin ``(edges[i], edges[i + 1]]``; any spacing."""
+        """Share of the eigenvalues in each bin ``(edges[i], edges[i + 1]]``; any spacing.
+
+        Raises:
+            ValueError: The edges do not increase.
+        """
+        if not bool((edges.diff() > 0).all()):
+            raise ValueError(f"the edges of bins must increase, got {edges.tolist()}")
         values, slack = self._cdf_samples(edges)
         shares = summaries(values.diff(dim=1))
         return Estimates(shares.values, torch.hypot(shares.stderrs, slack[1:] + slack[:-1]))
 
     def fraction(self, low: float = -math.inf, high: float = math.inf) -> Estimate:
-        """Share of the eigenvalues in ``(low, high]``."""
+        """Share of the eigenvalues in ``(low, high]``.
+
+        Raises:
+            ValueError: ``low`` is not below ``high``.
+        """
         return self.histogram(torch.tensor([low, high]))[0]
 
     def smoothed(self, points: Tensor, width: float | None = None) -> Estimates:

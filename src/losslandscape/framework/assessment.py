@@ -36,9 +36,16 @@ from losslandscape.framework.hessian_set import (
     subset_of,
 )
 from losslandscape.framework.measures import both_ends, eigen_measure, probed, relative_measures
-from losslandscape.framework.orbit import orbit_check
+from losslandscape.framework.orbit import orbit_check, rescalable_units
 from losslandscape.framework.stability import check_optimizer, decays_of, stability_of
-from losslandscape.objective import Batch, LossFunction, MeanLoss, check_derivatives, gradient
+from losslandscape.objective import (
+    Batch,
+    LossFunction,
+    MeanLoss,
+    check_derivatives,
+    check_order,
+    gradient,
+)
 
 
 def assess(
@@ -124,6 +131,7 @@ def assess(
         ('comparable', 2.0)
     """
     began = time.perf_counter()
+    check_order(model, loss_fn)
     limits = thresholds or Thresholds()
     if not isinstance(limits, Thresholds):
         kind = type(limits).__name__
@@ -145,7 +153,8 @@ def assess(
     check_loss_of_copy(model, own, loss_fn, everything)
     wanted = hessian_size(hessian_examples, whole.examples)
     notes: list[str] = []
-    plan = make_plan(own, loss_fn, everything, wanted, probes, rescalings, time_budget, chunk_size)
+    draws = rescalings if rescalable_units(own) else 0
+    plan = make_plan(own, loss_fn, everything, wanted, probes, draws, time_budget, chunk_size)
     notes += plan.notes
     subset = subset_of(everything, plan.examples, seed)
     examined = HessianSet(loss_fn, subset, chunk_size)

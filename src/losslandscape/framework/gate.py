@@ -92,9 +92,9 @@ def polish_checks(
     """
     meter.say("polish")
     loss_fn, chunk_size = examined.loss_fn, examined.chunk_size
-    allowed = limits.fall
+    allowed, aside = limits.fall, ""
     if allowed is None:
-        allowed = _default_fall(model, loss_fn, data, train_loss)
+        allowed, aside = _default_fall(model, loss_fn, data, train_loss)
     rate = _LR
     while True:
         polished, after = _polished(model, loss_fn, data, rate, decays, steps, chunk_size, seed)
@@ -106,7 +106,8 @@ def polish_checks(
     passed = fall < allowed or fall <= 0  # at a loss of exactly 0 nothing is allowed, nor gained
     said = "less" if passed else "more"
     text = (
-        f"further training gains {fall:.4g} of training loss, {said} than the {allowed:.4g} allowed"
+        f"further training gains {fall:.4g} of training loss, {said} than the {allowed:.4g} "
+        f"allowed{aside}"
     )
     if fall == 0:
         text = "further training gains nothing: the training loss stays"
@@ -175,17 +176,21 @@ def _endless(examples: int, batch_size: int, seed: int) -> Iterator[Tensor]:
         yield from torch.randperm(examples, generator=generator).split(batch_size)
 
 
-def _default_fall(model: nn.Module, loss_fn: LossFunction, data: Batch, train_loss: float) -> float:
-    """One per cent of what the network gained over constant outputs, and what is rounding.
+def _default_fall(
+    model: nn.Module, loss_fn: LossFunction, data: Batch, train_loss: float
+) -> tuple[float, str]:
+    """One per cent of what the network gained over constant outputs, what is rounding, and a word.
 
     A constant that is added to the loss changes neither it nor the fall, but for rounding. Where
     there are no constant outputs to compare with, it is one per cent of the training loss.
     """
     losses = loss_and_constant_loss(model, loss_fn, data)
     if losses is None:
-        return 0.01 * abs(train_loss)
+        return 0.01 * abs(train_loss), ""
     own, constant = losses
-    return 0.01 * max(constant - own, 0.0) + 1e-6 * max(abs(constant), abs(train_loss))
+    aside = "" if own < constant else " (the network is no better than a constant output)"
+    rounding = 1e-6 * max(abs(constant), abs(train_loss))
+    return 0.01 * max(constant - own, 0.0) + rounding, aside
 
 
 def index_check(examined: HessianSet, model: nn.Module, limits: Thresholds, meter: Meter) -> Check:

@@ -24,6 +24,14 @@ from losslandscape.operators import ScaledOperator
 from losslandscape.rescaling import balanced, hidden_layers, rescale_relu
 
 
+def rescalable_units(model: nn.Module) -> dict[str, int]:
+    """Units of the hidden layers that can be rescaled; none where no rescaling is known."""
+    try:
+        return hidden_layers(model)
+    except ValueError:
+        return {}
+
+
 def orbit_check(
     model: nn.Module,
     examined: HessianSet,
@@ -36,11 +44,10 @@ def orbit_check(
     """Rescale at random, measure again, and see what moved."""
     meter.say("rescalings")
     nothing = OrbitCheck(0, {}, math.nan, math.nan, None, "no rescaling was tried")
-    try:
-        units = hidden_layers(model)
-    except ValueError:
+    units = rescalable_units(model)
+    if not units:
         return replace(nothing, text="no rescaling that keeps this network's function is known")
-    if not rescalings or not units:
+    if not rescalings:
         return nothing
     few = examined.first(min(1024, len(examined.data[1])))
     share = len(few.data[1]) / len(examined.data[1])

@@ -96,7 +96,9 @@ def stability_of(
         words = "at the edge: the learning rate limits the curvature"
     else:
         words = "beyond the edge: at this learning rate the optimiser leaves such a point"
-    text = f"curvature is {ratio:.3g}{among} of the stability limit{aside}, {words}"
+    rates = sorted({f"{float(group['lr']):g}" for group in optimizer.param_groups})
+    at = f" at the present learning rate of {' and '.join(rates)}"
+    text = f"curvature is {ratio:.3g}{among} of the stability limit{at}{aside}, {words}"
     return Stability(ratio, text, low, high, residual)
 
 
