@@ -7,6 +7,7 @@ definitions.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -93,7 +94,8 @@ def _test(claim: dict[str, Any]) -> list[nodes.Node]:
 def _labelled(heading: str, text: str) -> nodes.paragraph:
     paragraph = nodes.paragraph()
     paragraph += nodes.strong(text=f"{heading}:")
-    paragraph += nodes.Text(f" {text.strip()}")
+    plain = re.sub(r"(?<!\w)\*(\w+)\*(?!\w)", r"\1", text.strip())  # a word set in italics
+    paragraph += nodes.Text(f" {plain}")
     return paragraph
 
 

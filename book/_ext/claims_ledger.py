@@ -68,7 +68,12 @@ class Falsifiers(_Ledger):
         for entry, outcomes in ledger.load_falsifiers(self.book):
             name = nodes.paragraph("", "", nodes.strong(text=entry["id"]))
             said = [
-                _said(o.word, o.reason if o.word == "waits" else f"{o.subject} {o.reason}".strip())
+                _said(
+                    o.word,
+                    o.reason
+                    if o.word == "waits"
+                    else ": ".join(filter(None, (o.subject, o.reason))),
+                )
                 for o in outcomes
             ]
             if len(outcomes) > 1 and all(o.subject.endswith(" arm") for o in outcomes):

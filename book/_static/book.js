@@ -41,6 +41,19 @@ window.addEventListener("load", () => {
   }
 });
 
+/* On paper the page is a light one, whatever the screen shows. */
+{
+  const root = document.documentElement;
+  let shown;
+  addEventListener("beforeprint", () => {
+    shown = root.dataset.theme;
+    root.dataset.theme = "light";
+  });
+  addEventListener("afterprint", () => {
+    root.dataset.theme = shown;
+  });
+}
+
 /* What is wider than its column scrolls: show it, and let the keyboard reach it, and only it. */
 const WIDE = {
   ".bd-article :is(mjx-container, span.math)": "Formula, scrolls sideways",

@@ -15,6 +15,8 @@
   // A table that is shown as cards keeps its roles only if they are written down.
   for (const ledger of document.querySelectorAll("table.ledger")) {
     ledger.setAttribute("role", "table");
+    const falsifiers = ledger.classList.contains("falsifiers");
+    ledger.setAttribute("aria-label", falsifiers ? "Falsifiers F1 to F6" : "Claims C1 to C38");
     for (const part of ledger.querySelectorAll("thead, tbody")) part.setAttribute("role", "rowgroup");
     for (const row of ledger.rows) row.setAttribute("role", "row");
     for (const cell of ledger.querySelectorAll("td")) cell.setAttribute("role", "cell");

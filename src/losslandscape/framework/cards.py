@@ -72,7 +72,7 @@ def terminal_comparison(found: Comparison) -> Panel:
 def html(found: Assessment) -> str:
     """A card for notebooks; it takes colours and fonts of the page."""
     gate = _table(
-        ("gate", "", "finding"),
+        ("result", "condition of the gate", "finding"),
         [
             ({True: "pass", False: "fail", None: "no level"}[c.passed], c.name, c.text)
             for c in found.checks

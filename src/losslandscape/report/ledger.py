@@ -250,11 +250,21 @@ def show(effect: Any) -> str:
     ('-0.134 [-0.161, -0.107], n = 5', '1.50 to 2.25 (3 values)', '3', '1e-16')
     """
     if isinstance(effect, Interval):
-        middle, low, high = (f"{x:#.3g}" for x in (effect.mean, effect.low, effect.high))
+        middle, low, high = map(_three_digits, (effect.mean, effect.low, effect.high))
         return f"{middle} [{low}, {high}], n = {effect.count}"
     if isinstance(effect, list):
-        return f"{min(effect):#.3g} to {max(effect):#.3g} ({len(effect)} values)"
+        low, high = _three_digits(min(effect)), _three_digits(max(effect))
+        return f"{low} to {high} ({len(effect)} values)" if len(effect) > 1 else low
     return str(effect) if isinstance(effect, int | Power) else f"{effect:.3g}"
+
+
+def _three_digits(number: float) -> str:
+    """With zeros at the end, and without a point that ends it.
+
+    >>> _three_digits(103.2), _three_digits(1.5)
+    ('103', '1.50')
+    """
+    return f"{number:#.3g}".removesuffix(".")
 
 
 def describe(rows: Sequence[Row]) -> str:

@@ -26,7 +26,7 @@ class Interval:
     count: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.mean:z.2f} [{self.low:z.2f}, {self.high:z.2f}]"
 
     def __neg__(self) -> Interval:
         return Interval(-self.mean, -self.high, -self.low, self.count)

@@ -157,7 +157,7 @@ def clouds(arms: Mapping[str, Sweep], measures: Mapping[str, str]) -> Figure:
         sorted({level for sweep in arms.values() for level in sweep[name].tolist()})
         for name in ("lr", "width")
     )
-    colors = {rate: _SHADES(0.85 * nth / max(len(rates) - 1, 1)) for nth, rate in enumerate(rates)}
+    colors = {rate: _SHADES(0.75 * nth / max(len(rates) - 1, 1)) for nth, rate in enumerate(rates)}
     markers = dict(zip(widths, "v^osD", strict=False))
     if len(markers) < len(widths):
         raise ValueError(f"there are markers for {len(markers)} widths, not for {len(widths)}")

@@ -103,9 +103,9 @@ def hard_case(
         left.plot(radius * np.cos(angle), radius * np.sin(angle), color="0.3", linewidth=0.9)
         best = maximisers[np.argmin(np.abs(np.linalg.norm(maximisers, axis=1) - radius))]
         for sign in (1, -1):
-            left.plot(sign * best[0], best[1], ORDERS[1]["marker"], color=ORDERS[1]["color"])
+            left.plot(sign * best[0], best[1], ORDERS[1]["marker"], color=ORDERS[0]["color"])
     for sign in (1, -1):
-        left.plot(sign * maximisers[:, 0], maximisers[:, 1], color=ORDERS[1]["color"])
+        left.plot(sign * maximisers[:, 0], maximisers[:, 1], color=ORDERS[0]["color"])
     left.set(aspect="equal", xlabel="along $v_1$", ylabel="along $v_2$")
     for (name, (mu, length)), look in zip(lengths.items(), ORDERS, strict=False):
         right.plot(mu, length, color=look["color"], linestyle=look["linestyle"], label=name)
